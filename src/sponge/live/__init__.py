@@ -1,0 +1,1 @@
+"""The live shell: real sessions, real threads, real CPU quota, driven by the core."""

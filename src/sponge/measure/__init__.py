@@ -1,0 +1,1 @@
+"""What a run did: summaries and pictures."""

@@ -1,0 +1,1 @@
+"""Other people's policies as controllers; what they decide can be served live or simulated."""

@@ -1,0 +1,1 @@
+"""Networks, payloads and arrivals, turned into requests with deadlines."""
