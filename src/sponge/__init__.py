@@ -42,7 +42,7 @@ _HOME = {
     ),
 }
 
-__all__ = [  # noqa: PLE0604 - the names are those of _HOME
+__all__ = [
     "CgroupScaler",
     "CgroupUnavailable",
     "Controller",
