@@ -53,7 +53,7 @@ def constant(rate_rps: float, duration_s: float, rng: np.random.Generator) -> Fl
         If a number is not positive, or more than a hundred million requests would be made.
     """
     _check(rate_rps, duration_s)
-    times_s: FloatArray = (np.arange(math.ceil(rate_rps * duration_s) + 1) + rng.random()) / rate_rps
+    times_s: FloatArray = (np.arange(math.ceil(rate_rps * duration_s) + 1.0) + rng.random()) / rate_rps
     return times_s[times_s < duration_s]
 
 

@@ -54,7 +54,7 @@ class Workload:
 
     @property
     def budget_s(self) -> FloatArray:
-        """What the network has left of each request's time at its arrival [s]; negative if that is too late."""
+        """What the network has left of each request's time at its arrival [s]; negative if too late."""
         return self.deadline_s - self.arrived_at_s
 
     @property
