@@ -30,6 +30,8 @@ class BatchFinished:
     lane: int
     ok: bool = True
     """False if the model raised, or nothing was left to run: the duration then says nothing about the model."""
+    service_s: float | None = None
+    """Duration of the run alone [s], where the shell measures it; else the time since the dispatch counts."""
 
 
 @attrs.frozen(slots=True)

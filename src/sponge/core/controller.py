@@ -1,0 +1,331 @@
+"""The front door of the core: events in, actions out.
+
+Rules, and why they hold:
+
+* `Controller.handle` is the only method that changes state, and it returns at once. Whatever takes time is an action
+  that the shell answers later with an event. So the object that is simulated is the object that serves, and a
+  recorded run replays to the same actions.
+* Time is an argument. `Controller.next_wakeup` says when a `Tick` is due if nothing happens before.
+* A request leaves exactly once: in a `StartBatch`, in a `Reject`, or by its own `Cancelled`.
+* The cores of all running lanes together never exceed the solver's ``max_cores``.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Protocol
+
+import attrs
+
+from sponge.core.actions import Action, Reject, SetCpu, StartBatch
+from sponge.core.arrivals import ArrivalRate
+from sponge.core.drift import DriftScale
+from sponge.core.edf import EdfQueue
+from sponge.core.events import Abort, Arrived, BatchFinished, Cancelled, CpuApplied, Drain, Event, Tick
+from sponge.core.policy import Dispatch, Policy, State, Wait
+from sponge.core.solver import Solver
+from sponge.core.values import Batch, RejectReason, Request, intra_op_threads
+
+_TOLERANCE_CORES = 1e-9
+_CEILING_MEMORY_S = 1.0
+"""How long an allocation that fell short is believed to be all there is, before asking for more again [s]."""
+_MAX_GROUPS_FOLLOWED = 64
+"""Groups (input shapes) whose drift is followed separately; beyond that the oldest is forgotten."""
+
+
+class Late(enum.Enum):
+    """What to do with a request that can no longer meet its deadline."""
+
+    REJECT = "reject"
+    """Tell the client at once."""
+    SERVE = "serve"
+    """Serve it when nothing that can still be saved is waiting."""
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """How a `Controller` behaves, apart from the latency model and the core range, which the solver holds."""
+
+    late: Late = attrs.field(default=Late.REJECT, converter=Late)
+    max_queue: int = attrs.field(default=1024, validator=attrs.validators.ge(1))
+    """Waiting requests at most; a further one is turned away."""
+    guard_s: float = attrs.field(default=0.002, validator=attrs.validators.ge(0))
+    """Time kept between the predicted end of a batch and the deadline, for handing over [s]."""
+    idle_cores: float = attrs.field(default=0.1, validator=attrs.validators.gt(0))
+    """Allocation while nothing runs [cores]."""
+    rate_time_constant_s: float = attrs.field(default=2.0, validator=attrs.validators.gt(0))
+    """How much of the past counts in the arrival rate [s]."""
+    follow_drift: bool = True
+    """Scale the latency model by how long recent batches really took."""
+    hold: bool = True
+    """Let a batch wait for company where that is cheaper and puts no deadline at risk."""
+
+
+class ControllerProtocol(Protocol):
+    """What a shell needs of a controller; baselines implement it too."""
+
+    def handle(self, event: Event, *, now: float) -> list[Action]:
+        """Take in what happened at *now* [s] and return what to do, in order."""
+
+    def next_wakeup(self) -> float | None:
+        """Return when a `Tick` is due if nothing happens before [s], or None."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is waiting and nothing runs."""
+
+
+@attrs.define(slots=True)
+class _Running:
+    batch: Batch
+    started_at: float
+    predicted_s: float
+    """Of the unscaled model, for the drift."""
+
+
+class Controller:
+    """Decides which requests run when, in what batches, on how many cores.
+
+    Parameters
+    ----------
+    solver
+        Holds the latency model, the core range, the largest batch and the number of lanes.
+    settings
+        See `Settings`.
+    """
+
+    def __init__(self, solver: Solver, settings: Settings | None = None) -> None:
+        self.solver = solver
+        self.settings = settings or Settings()
+        self._policy = Policy(solver, guard_s=self.settings.guard_s, hold=self.settings.hold)
+        self._queue = EdfQueue()
+        self._late = EdfQueue()
+        self._lanes: list[_Running | None] = [None] * solver.max_lanes
+        self._rate = ArrivalRate(self.settings.rate_time_constant_s)
+        self._drift: dict[int, DriftScale] = {}
+        self._cores_asked = -1.0
+        self._ceiling_cores = float("inf")
+        self._ceiling_until = float("-inf")
+        self._hold_until: float | None = None
+        self._draining = False
+        self._aborted = False
+        self._batches = 0
+        self._now = float("-inf")
+
+    # -- the door ------------------------------------------------------------------------------------------------
+
+    def handle(self, event: Event, *, now: float) -> list[Action]:
+        """Take in what happened and return what to do, in order.
+
+        Parameters
+        ----------
+        event
+            One of `sponge.core.events`.
+        now
+            The instant at which it is handled [s on the shell's clock]; an earlier instant than the last one counts
+            as the last one.
+
+        Raises
+        ------
+        ValueError
+            If a lane finishes that was not running, or a request has more rows than fit in a batch.
+        """
+        now = self._now = max(now, self._now)
+        actions: list[Action] = []
+        if isinstance(event, Arrived):
+            self._arrive(event.request, now, actions)
+        elif isinstance(event, BatchFinished):
+            self._finish(event, now)
+        elif isinstance(event, CpuApplied):
+            self._apply(event, now)
+        elif isinstance(event, Cancelled):
+            if self._queue.remove(event.request_id) is None:
+                self._late.remove(event.request_id)
+        elif isinstance(event, Drain):
+            self._draining = True
+        elif isinstance(event, Abort):
+            self._aborted = True
+            waiting = (*self._queue.take_all(), *self._late.take_all())
+            actions.extend(Reject(request.request_id, RejectReason.CLOSED) for request in waiting)
+        elif not isinstance(event, Tick):
+            raise TypeError(f"event must be one of sponge.core.events, got {event!r}")
+        self._dispatch(now, actions)
+        return actions
+
+    def next_wakeup(self) -> float | None:
+        """Return when a `Tick` is due if nothing happens before [s], or None."""
+        if not self._queue:
+            return None
+        lost_at = self._lost_at(self._queue.head())
+        wakeup = lost_at if self._hold_until is None else min(lost_at, self._hold_until)
+        return None if wakeup == float("inf") else wakeup
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is waiting and nothing runs."""
+        return not self._queue and not self._late and not any(self._lanes)
+
+    @property
+    def queue_length(self) -> int:
+        """Requests that wait."""
+        return len(self._queue) + len(self._late)
+
+    def arrival_rate_rps(self) -> float:
+        """Return the estimated arrival rate at the last event [1/s]."""
+        return self._rate.rate_rps(self._now)
+
+    def drift_scale(self, group: int = 0) -> float:
+        """Return the factor by which recent batches of *group* took longer than the model says."""
+        return self._drift[group].scale if group in self._drift else 1.0
+
+    # -- events --------------------------------------------------------------------------------------------------
+
+    def _arrive(self, request: Request, now: float, actions: list[Action]) -> None:
+        if request.rows > self.solver.max_batch_size:
+            raise ValueError(f"rows must be at most max_batch_size={self.solver.max_batch_size}, got {request.rows}")
+        self._rate.observe(now, request.rows)
+        if self._aborted:
+            actions.append(Reject(request.request_id, RejectReason.CLOSED))
+        elif self.queue_length >= self.settings.max_queue:
+            actions.append(Reject(request.request_id, RejectReason.QUEUE_FULL))
+        else:
+            self._queue.push(request)
+
+    def _finish(self, event: BatchFinished, now: float) -> None:
+        running = self._lanes[event.lane]
+        if running is None:
+            raise ValueError(f"lane {event.lane} finished a batch but was not running one")
+        self._lanes[event.lane] = None
+        if not (event.ok and self.settings.follow_drift):
+            return
+        service_s = now - running.started_at if event.service_s is None else event.service_s
+        if service_s > 0:
+            group = running.batch.group
+            if group not in self._drift:
+                if len(self._drift) >= _MAX_GROUPS_FOLLOWED:
+                    del self._drift[next(iter(self._drift))]
+                self._drift[group] = DriftScale()
+            self._drift[group].observe(service_s, running.predicted_s)
+
+    def _apply(self, event: CpuApplied, now: float) -> None:
+        if event.cores < self._cores_asked - _TOLERANCE_CORES:
+            self._ceiling_cores = event.cores
+            self._ceiling_until = now + _CEILING_MEMORY_S
+        else:
+            self._ceiling_cores = float("inf")
+
+    # -- decisions -----------------------------------------------------------------------------------------------
+
+    def _dispatch(self, now: float, actions: list[Action]) -> None:
+        self._hold_until = None
+        started: list[StartBatch] = []
+        while self._queue:
+            self._shed(now, actions)
+            state = self._state(now)
+            if not self._queue or state is None:
+                break
+            decision = self._policy.decide(state, self._queue.deadlines())
+            if isinstance(decision, Wait):
+                self._hold_until = decision.until
+                break
+            started.append(self._start(self._queue, decision, now))
+        while self._late and not self._queue:
+            state = self._state(now)
+            if state is None:
+                break
+            started.append(self._start(self._late, self._policy.cheapest(state, self._late.rows), now))
+        self._set_cores(actions)
+        actions.extend(started)
+
+    def _shed(self, now: float, actions: list[Action]) -> None:
+        """Take out the requests that no allocation could save any more."""
+        while self._queue:
+            head = self._queue.head()
+            if now < self._lost_at(head):
+                return
+            self._queue.remove(head.request_id)
+            if self.settings.late is Late.SERVE:
+                self._late.push(head)
+            else:
+                actions.append(Reject(head.request_id, RejectReason.DEADLINE))
+
+    def _lost_at(self, request: Request) -> float:
+        """Instant from which the request cannot be served in time, even alone on all cores at once."""
+        fastest_s = self._policy.fastest_s(request.rows) * self.drift_scale(request.group)
+        return request.deadline - fastest_s - self.settings.guard_s
+
+    def _state(self, now: float) -> State | None:
+        """Return what the policy may use at this instant; None if no lane or too few cores are free."""
+        if None not in self._lanes:
+            return None
+        busy = [running for running in self._lanes if running is not None]
+        ceiling = self._ceiling_cores if now < self._ceiling_until else float("inf")
+        limit = max(min(self.solver.max_cores, ceiling), self._policy.smallest_cores)
+        free_cores = limit - sum(running.batch.cores for running in busy)
+        if free_cores < self._policy.smallest_cores - _TOLERANCE_CORES:
+            return None
+        head = self._queue.head() if self._queue else self._late.head()
+        return State(
+            now=now,
+            free_cores=free_cores + _TOLERANCE_CORES,
+            busy_lanes=len(busy),
+            backlog_core_s=sum(
+                running.batch.cores * max(0.0, running.started_at + running.batch.expected_s - now) for running in busy
+            ),
+            arrival_rate_rps=self._rate.rate_rps(now),
+            scale=self.drift_scale(head.group),
+            may_hold=not self._draining,
+        )
+
+    def _start(self, queue: EdfQueue, decision: Dispatch, now: float) -> StartBatch:
+        lane = self._lanes.index(None)
+        busy_lanes = sum(running is not None for running in self._lanes) + 1
+        requests = queue.take(decision.batch_size)
+        rows = sum(request.rows for request in requests)
+        predicted_s = self.solver.latency.latency_s(rows, decision.cores, busy_lanes)
+        batch = Batch(
+            batch_id=self._batches,
+            request_ids=tuple(request.request_id for request in requests),
+            rows=rows,
+            group=requests[0].group,
+            lane=lane,
+            cores=decision.cores,
+            threads=intra_op_threads(decision.cores),
+            expected_s=predicted_s * self.drift_scale(requests[0].group),
+        )
+        self._batches += 1
+        self._lanes[lane] = _Running(batch, now, predicted_s)
+        return StartBatch(batch)
+
+    def _set_cores(self, actions: list[Action]) -> None:
+        """Ask for what the running lanes need together, if that has changed."""
+        cores = sum(running.batch.cores for running in self._lanes if running is not None)
+        cores = cores or self.settings.idle_cores
+        if abs(cores - self._cores_asked) > _TOLERANCE_CORES:
+            self._cores_asked = cores
+            actions.append(SetCpu(cores))
+
+    # -- for tests -----------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        self._queue.check()
+        self._late.check()
+        running = [entry.batch for entry in self._lanes if entry is not None]
+        cores = sum(batch.cores for batch in running)
+        assert cores <= self.solver.max_cores + _TOLERANCE_CORES
+        assert abs(self._cores_asked - (cores or self.settings.idle_cores)) < 1e-6 or self._cores_asked == -1.0
+        assert self.queue_length <= self.settings.max_queue
+        for lane, entry in enumerate(self._lanes):
+            assert entry is None or entry.batch.lane == lane
+        ids = [i for batch in running for i in batch.request_ids]
+        assert len(ids) == len(set(ids))
+        assert not any(i in self._queue or i in self._late for i in ids)
+        assert all(batch.rows <= self.solver.max_batch_size for batch in running)
+        assert not self._late or self.settings.late is Late.SERVE
+        if self._aborted:
+            assert not self.queue_length
+        if self._queue and not running:
+            assert self._hold_until is not None, "waiting requests, free lanes, and no reason to wait"
+        wakeup = self.next_wakeup()
+        assert wakeup is None or wakeup > self._now, "a tick that would change nothing"

@@ -1,0 +1,171 @@
+"""How large a batch, on how many cores, and whether to start it now: one decision for one free lane.
+
+Rules, and why they hold:
+
+* What costs money is core-seconds, not cores: a batch on n cores holds them for l(b, n) seconds, so a request costs
+  ``n · l(b, n) / b``. Narrow lanes waste least (Amdahl), so the cheapest choice is the widest one that nobody needs.
+* A choice (b, n) is adequate if the *whole* queue would meet its deadlines were it served that way by all the lanes
+  that fit (the waves of `sponge.core.waves`), after the work that is already running. Everything is decided again
+  at the next dispatch, so only the first batch of the plan is ever binding.
+* When no choice is adequate, the most urgent request is saved at the highest throughput: what can be saved later
+  depends on how soon the lane is free again.
+* A batch waits for company only as long as nobody's deadline is at risk, no longer than it would itself take, and
+  only where a larger batch is really cheaper.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from sponge.core.solver import Solver
+from sponge.core.waves import Waves
+
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+
+_SAME_COST = 0.03
+"""Relative difference of cost below which the faster choice counts as the cheaper one: profiles are no more exact."""
+_WORTH_HOLDING = 0.95
+"""A larger batch must cost at most this share of the immediate one to be waited for."""
+_HOLD_RESERVE = 0.5
+"""Share of the batch's own latency that is kept as slack while waiting for company."""
+
+
+@attrs.frozen(kw_only=True, slots=True)
+class State:
+    """What a decision depends on besides the queue."""
+
+    now: float
+    free_cores: float
+    busy_lanes: int
+    backlog_core_s: float
+    """Predicted work left in the running batches [core-seconds]."""
+    arrival_rate_rps: float
+    scale: float
+    """Drift: real latency over the model's."""
+    may_hold: bool
+
+
+@attrs.frozen(slots=True)
+class Dispatch:
+    """Start a batch of up to this size on this many cores."""
+
+    cores: float
+    batch_size: int
+
+
+@attrs.frozen(slots=True)
+class Wait:
+    """Start nothing now; decide again at *until* [s] at the latest, or when something happens."""
+
+    until: float | None
+
+
+class Policy:
+    """The decision for one free lane, with everything precomputed that does not depend on the queue.
+
+    Parameters
+    ----------
+    solver
+        Latency model, core range, largest batch, number of lanes.
+    guard_s
+        Time kept between the predicted end of a batch and the deadline [s].
+    hold
+        Whether batches may wait for company.
+    """
+
+    def __init__(self, solver: Solver, *, guard_s: float, hold: bool) -> None:
+        self._latency = solver.latency
+        self._max_cores = solver.max_cores
+        self._guard_s = guard_s
+        self._hold = hold
+        levels = solver.core_levels or tuple(
+            np.unique(np.append(np.arange(solver.min_cores, solver.max_cores, 1.0), solver.max_cores)).tolist()
+        )
+        self.smallest_cores = levels[0]
+        cores = np.repeat(np.array(levels), solver.max_batch_size)
+        batches = np.tile(np.arange(1, solver.max_batch_size + 1), len(levels))
+        lanes = np.minimum(solver.max_lanes, np.floor(solver.max_cores / cores + 1e-9)).astype(np.int64)
+        latency_s = self._latency.latency_s(batches.astype(np.float64), cores, lanes)
+        cost = cores * latency_s / batches
+        order = np.lexsort((latency_s, np.round(np.log(cost) / _SAME_COST)))
+        self._cores = cores[order]
+        self._batches = batches[order]
+        self._latency_s = latency_s[order]
+        self._cost = cost[order]
+        self._lane_cores = (cores * lanes)[order]
+        products, self._product_of = np.unique((batches * lanes)[order], return_inverse=True)
+        self._products = products.astype(np.float64)
+        self._waves = Waves(products.tolist())
+        self._throughput = self._products[self._product_of] / self._latency_s
+        self._fastest_s = self._latency.latency_s(
+            np.arange(1.0, solver.max_batch_size + 1.0), np.full(solver.max_batch_size, levels[-1])
+        ).tolist()
+
+    def fastest_s(self, rows: int) -> float:
+        """Return the predicted latency of a batch of *rows* alone on all cores [s]."""
+        return float(self._fastest_s[rows - 1])
+
+    def decide(self, state: State, deadlines: FloatArray) -> Dispatch | Wait:
+        """Choose for one free lane.
+
+        Parameters
+        ----------
+        state
+            See `State`; at least the smallest allocation is free.
+        deadlines
+            Of all waiting rows in order [s], shape ``(n,)``, n >= 1.
+        """
+        # A model that is `scale` times slower is the same problem as this one in a time that runs `scale` times faster.
+        budgets_s = (deadlines - (state.now + self._guard_s)) / state.scale
+        rate_rps = state.arrival_rate_rps * state.scale
+        allowed_s = self._waves.tightest_s(budgets_s)
+        if rate_rps > 0:
+            np.minimum(allowed_s, self._products / rate_rps, out=allowed_s)
+        allowed_s = allowed_s[self._product_of]
+        if state.backlog_core_s > 0:
+            allowed_s -= (state.backlog_core_s / state.scale) / self._lane_cores
+        adequate = self._latency_s <= allowed_s
+        startable = (self._cores <= state.free_cores) & (self._batches <= len(deadlines))
+        head_s = float(budgets_s[0])
+        choice = int((adequate & startable).argmax())
+        if not (adequate[choice] and startable[choice]):
+            return self._rescue(state, startable, head_s)
+        if self._hold and state.may_hold and rate_rps > 0:
+            until_s = self._worth_waiting_s(adequate, choice, len(deadlines), head_s, rate_rps)
+            if until_s > 0:
+                return Wait(state.now + until_s * state.scale)
+        return Dispatch(float(self._cores[choice]), int(self._batches[choice]))
+
+    def cheapest(self, state: State, rows: int) -> Dispatch:
+        """Choose for requests whose deadlines are lost: least core-seconds per request among what can start."""
+        choice = int(((self._cores <= state.free_cores) & (self._batches <= rows)).argmax())
+        return Dispatch(float(self._cores[choice]), int(self._batches[choice]))
+
+    def _rescue(self, state: State, startable: npt.NDArray[np.bool_], head_s: float) -> Dispatch | Wait:
+        """Save the most urgent request at the highest throughput, or wait for more cores if that is what it needs."""
+        saves_head = startable & (self._latency_s <= head_s)
+        if not saves_head.any():
+            if state.busy_lanes:
+                return Wait(None)
+            saves_head = startable & (self._batches == self._batches[startable].min())
+            choice = int(np.where(saves_head, self._latency_s, np.inf).argmin())
+        else:
+            choice = int(np.where(saves_head, self._throughput, -np.inf).argmax())
+        return Dispatch(float(self._cores[choice]), int(self._batches[choice]))
+
+    def _worth_waiting_s(
+        self, adequate: npt.NDArray[np.bool_], choice: int, rows: int, head_s: float, rate_rps: float
+    ) -> float:
+        """How long to wait for a larger and cheaper batch [s in the model's time]; 0 for not at all."""
+        larger = adequate & (self._batches > rows) & (self._cost <= _WORTH_HOLDING * self._cost[choice])
+        candidate = int(larger.argmax())
+        if not larger[candidate]:
+            return 0.0
+        latency_s = float(self._latency_s[candidate])
+        spare_s = head_s - (1.0 + _HOLD_RESERVE) * latency_s
+        company_s = (int(self._batches[candidate]) - rows) / rate_rps
+        return min(spare_s, latency_s) if company_s <= min(spare_s, latency_s) else 0.0
