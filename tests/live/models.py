@@ -1,0 +1,110 @@
+"""Small ONNX models, made when asked for, that tests run on the real ONNX Runtime.
+
+Every function returns a serialised model; `save` writes one to a file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 17
+IR_VERSION = 8
+
+FLOAT, INT64, STRING, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.STRING, TensorProto.BOOL
+
+tensor = helper.make_tensor_value_info
+node = helper.make_node
+
+
+def build(nodes, inputs, outputs, initializers=(), *, opsets=()) -> bytes:
+    """Return the model of these parts, serialised."""
+    graph = helper.make_graph(nodes, "graph", inputs, outputs, list(initializers))
+    imports = [helper.make_opsetid("", OPSET), *opsets]
+    return helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION).SerializeToString()
+
+
+def save(model: bytes, path: Path) -> Path:
+    """Write *model* to *path* and return it."""
+    path.write_bytes(model)
+    return path
+
+
+def identity(columns: int = 4, *, dtype: int = FLOAT, batch: str | int | None = "batch") -> bytes:
+    """``y = x`` for x of shape (batch, columns): the cheapest model there is."""
+    return build(
+        [node("Identity", ["x"], ["y"])], [tensor("x", dtype, [batch, columns])], [tensor("y", dtype, [batch, columns])]
+    )
+
+
+def fixed_batch(rows: int = 3, columns: int = 4) -> bytes:
+    """``y = 2 x`` for x of shape (rows, columns), nothing free."""
+    return build(
+        [node("Add", ["x", "x"], ["y"])],
+        [tensor("x", FLOAT, [rows, columns])],
+        [tensor("y", FLOAT, [rows, columns])],
+    )
+
+
+def strings(columns: int = 2) -> bytes:
+    """``y = x`` for strings."""
+    return identity(columns, dtype=STRING)
+
+
+def several() -> bytes:
+    """Inputs ``image`` (batch, 3, height, width) float, ``scale`` (batch, 1) float and ``tag`` (batch) int64.
+
+    Outputs ``scaled`` (batch, 3, height, width), ``mean`` (batch) and ``tag_plus_one`` (batch) int64.
+    """
+    one = numpy_helper.from_array(np.array([1], dtype=np.int64), "one")
+    axes = numpy_helper.from_array(np.array([2, 3], dtype=np.int64), "axes")
+    nodes = [
+        node("Unsqueeze", ["scale", "axes"], ["scale_4d"]),
+        node("Mul", ["image", "scale_4d"], ["scaled"]),
+        node("ReduceMean", ["image"], ["mean"], axes=[1, 2, 3], keepdims=0),
+        node("Add", ["tag", "one"], ["tag_plus_one"]),
+    ]
+    image = ["batch", 3, "height", "width"]
+    inputs = [tensor("image", FLOAT, image), tensor("scale", FLOAT, ["batch", 1]), tensor("tag", INT64, ["batch"])]
+    outputs = [
+        tensor("scaled", FLOAT, image),
+        tensor("mean", FLOAT, ["batch"]),
+        tensor("tag_plus_one", INT64, ["batch"]),
+    ]
+    return build(nodes, inputs, outputs, [one, axes])
+
+
+def matmul_chain(layers: int = 4, width: int = 512, *, seed: int = 0) -> bytes:
+    """``layers`` dense layers with ReLU on (batch, width): ``layers * width**2 * 4`` bytes of weights."""
+    rng = np.random.default_rng(seed)
+    nodes, weights, last = [], [], "x"
+    for layer in range(layers):
+        matrix = rng.standard_normal((width, width), dtype=np.float32) / np.float32(width) ** 0.5
+        weights.append(numpy_helper.from_array(matrix, f"w{layer}"))
+        nodes.append(node("MatMul", [last, f"w{layer}"], [f"product{layer}"]))
+        last = "y" if layer == layers - 1 else f"x{layer}"
+        nodes.append(node("Relu", [f"product{layer}"], [last]))
+    return build(nodes, [tensor("x", FLOAT, ["batch", width])], [tensor("y", FLOAT, ["batch", width])], weights)
+
+
+def convolutions(channels: int = 32, layers: int = 4, *, size: int = 32, seed: int = 0) -> bytes:
+    """A chain of 3×3 convolutions on ``image`` (batch, 3, size, size), pooled to ``features`` (batch, channels)."""
+    rng = np.random.default_rng(seed)
+    nodes, weights, last, depth = [], [], "image", 3
+    for layer in range(layers):
+        kernel = rng.standard_normal((channels, depth, 3, 3), dtype=np.float32) / np.float32(9 * depth) ** 0.5
+        weights.append(numpy_helper.from_array(kernel, f"k{layer}"))
+        nodes.append(node("Conv", [last, f"k{layer}"], [f"c{layer}"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]))
+        nodes.append(node("Relu", [f"c{layer}"], [f"r{layer}"]))
+        last, depth = f"r{layer}", channels
+    nodes.append(node("ReduceMean", [last], ["features"], axes=[2, 3], keepdims=0))
+    inputs = [tensor("image", FLOAT, ["batch", 3, size, size])]
+    return build(nodes, inputs, [tensor("features", FLOAT, ["batch", channels])], weights)
+
+
+def with_output(output: onnx.ValueInfoProto, *nodes: onnx.NodeProto) -> bytes:
+    """A model of ``x`` (batch, features) with *output*, computed by *nodes*."""
+    return build(list(nodes), [tensor("x", FLOAT, ["batch", "features"])], [output])
