@@ -228,7 +228,7 @@ def isotonic(values: FloatArray) -> FloatArray:
         while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
             (right, n_right), (left, n_left) = blocks.pop(), blocks.pop()
             blocks.append(((left * n_left + right * n_right) / (n_left + n_right), n_left + n_right))
-    return np.exp(np.repeat([mean for mean, _ in blocks], [count for _, count in blocks]))
+    return np.asarray(np.exp(np.repeat([mean for mean, _ in blocks], [count for _, count in blocks])))
 
 
 def monotone_envelope(latency_s: FloatArray) -> FloatArray:
