@@ -1,0 +1,1 @@
+"""The commands of ``sponge``, one module each; loaded by `sponge.cli` only."""
