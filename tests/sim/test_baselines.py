@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sponge.core.actions import Action, Reject, SetCpu, StartBatch
+from sponge.core.controller import ControllerProtocol
 from sponge.core.events import Abort, Arrived, BatchFinished, Cancelled, CpuApplied, Drain, Tick
 from sponge.core.latency import LatencyModel
 from sponge.core.values import Batch, RejectReason, Request
@@ -132,6 +133,24 @@ def test_cancelled_request_leaves_the_queue_and_a_running_one_does_not() -> None
     assert s.handle(BatchFinished(0), now=1.2) == [start(1, 2)]
 
 
+def test_full_queue_turns_away_what_comes() -> None:
+    """As the core's own controller does, so that overload is a fair comparison."""
+    s = StaticController(2.0, order="fifo", max_batch_size=1, max_queue=1)
+    s.handle(arrived(0, 1.0, 9.0), now=1.0)
+    assert s.handle(arrived(1, 1.0, 9.0), now=1.0) == []
+    assert s.handle(arrived(2, 1.0, 9.0), now=1.0) == [Reject(2, RejectReason.QUEUE_FULL)]
+    assert s.handle(BatchFinished(0), now=1.1) == [start(1, 1)]
+    assert s.handle(arrived(3, 1.1, 9.0), now=1.1) == []
+
+
+def test_it_is_a_controller_to_a_shell() -> None:
+    """The live scheduler and the simulator ask for no more than this protocol."""
+    controller: ControllerProtocol = StaticController(3.0, order="edf", max_batch_size=4, lanes=3, max_queue=9)
+    assert (controller.max_lanes, controller.max_batch_size, controller.max_queue) == (3, 4, 9)
+    assert controller.idle
+    assert controller.handle(Tick(), now=0.0) == [SetCpu(3.0)]
+
+
 def test_abort_turns_away_what_waits_and_what_comes() -> None:
     """Every request gets an answer, whatever happens."""
     s = StaticController(2.0, order="fifo", max_batch_size=1)
@@ -147,7 +166,7 @@ def test_abort_turns_away_what_waits_and_what_comes() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"cores": 0.0}, {"order": "lifo"}, {"max_batch_size": 0}, {"window_s": -1.0}, {"lanes": 0}],
+    [{"cores": 0.0}, {"order": "lifo"}, {"max_batch_size": 0}, {"window_s": -1.0}, {"lanes": 0}, {"max_queue": 0}],
 )
 def test_arguments_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     """Named in the message."""

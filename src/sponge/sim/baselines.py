@@ -39,6 +39,8 @@ class StaticController:
         however late.
     latency
         Predicts the service time; without one, batches say that they expect 0 s.
+    max_queue
+        Waiting requests at most, ≥ 1; a further one is turned away.
 
     Raises
     ------
@@ -56,6 +58,7 @@ class StaticController:
         lanes: int = 1,
         drop_late: bool = False,
         latency: Latency | None = None,
+        max_queue: int = 1024,
     ) -> None:
         if not 0 < cores < float("inf"):
             raise ValueError(f"cores must be positive and finite, got {cores!r}")
@@ -67,9 +70,13 @@ class StaticController:
             raise ValueError(f"window_s must be finite and not negative, got {window_s!r}")
         if lanes < 1:
             raise ValueError(f"lanes must be at least 1, got {lanes!r}")
+        if max_queue < 1:
+            raise ValueError(f"max_queue must be at least 1, got {max_queue!r}")
         self.cores = float(cores)
         self.order = order
         self.max_batch_size = max_batch_size
+        self.max_lanes = lanes
+        self.max_queue = max_queue
         self.window_s = window_s
         self.drop_late = drop_late
         self.latency = latency
@@ -131,6 +138,9 @@ class StaticController:
         if self._aborted:
             actions.append(Reject(request.request_id, RejectReason.CLOSED))
             return
+        if len(self._waiting) >= self.max_queue:
+            actions.append(Reject(request.request_id, RejectReason.QUEUE_FULL))
+            return
         key = request.arrived_at if self.order == "fifo" else request.deadline
         self._queue.push(attrs.evolve(request, deadline=key))
         self._waiting[request.request_id] = request
@@ -169,7 +179,7 @@ class StaticController:
         for request in requests:
             del self._waiting[request.request_id]
         rows = sum(request.rows for request in requests)
-        lane_cores = self.cores / len(self._busy)
+        lane_cores = self.cores / self.max_lanes
         batch = Batch(
             batch_id=self._batches,
             request_ids=tuple(request.request_id for request in requests),
@@ -186,4 +196,4 @@ class StaticController:
     def _expected_s(self, rows: int) -> float:
         if self.latency is None:
             return 0.0
-        return self.latency.latency_s(rows, self.cores / len(self._busy), len(self._busy))
+        return self.latency.latency_s(rows, self.cores / self.max_lanes, self.max_lanes)
