@@ -74,6 +74,18 @@ class ControllerProtocol(Protocol):
     def idle(self) -> bool:
         """Whether nothing is waiting and nothing runs."""
 
+    @property
+    def max_lanes(self) -> int:
+        """Batches that it may start side by side, on lanes 0 to ``max_lanes - 1``."""
+
+    @property
+    def max_batch_size(self) -> int:
+        """Rows of a batch at most."""
+
+    @property
+    def max_queue(self) -> int:
+        """Requests that may wait."""
+
 
 @attrs.define(slots=True)
 class _Running:
@@ -164,6 +176,21 @@ class Controller:
     def idle(self) -> bool:
         """Whether nothing is waiting and nothing runs."""
         return not self._queue and not self._late and not any(self._lanes)
+
+    @property
+    def max_lanes(self) -> int:
+        """Batches that may run side by side."""
+        return self.solver.max_lanes
+
+    @property
+    def max_batch_size(self) -> int:
+        """Rows of a batch at most."""
+        return self.solver.max_batch_size
+
+    @property
+    def max_queue(self) -> int:
+        """Requests that may wait."""
+        return self.settings.max_queue
 
     @property
     def queue_length(self) -> int:

@@ -1,0 +1,221 @@
+"""A lane: the thread that runs one batch at a time and answers its requests.
+
+The lane's thread does its share of the model's work (ONNX Runtime uses the calling thread as one of its own), so it is
+under the CPU quota together with the workers. It therefore does as little Python as it can.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from typing import Any
+
+import numpy as np
+
+from sponge.core.values import Batch
+from sponge.errors import ModelError
+from sponge.live.batching import BatchBuffers, Inputs, part
+from sponge.live.session import ElasticSession
+
+_log = logging.getLogger("sponge")
+
+Outputs = list[np.ndarray[Any, Any]]
+
+
+class Signal:
+    """Wakes one waiting thread; set before the wait, it is not lost. A bare lock: half the cost of a semaphore."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        """Let the next `wait` return at once; setting it twice is setting it once."""
+        try:
+            self._lock.release()
+        except RuntimeError:  # already set
+            pass
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for `set`; return False if *timeout_s* passed first."""
+        return self._lock.acquire(True, -1 if timeout_s is None else max(0.0, timeout_s))
+
+
+class Entry:
+    """A request as the live shell holds it."""
+
+    __slots__ = ("deadline", "future", "inputs", "request_id", "rows")
+
+    def __init__(self, request_id: int, inputs: Inputs, rows: int, deadline: float, future: Future[Outputs]) -> None:
+        self.request_id = request_id
+        self.inputs = inputs
+        self.rows = rows
+        self.deadline = deadline
+        self.future = future
+
+
+class Lane:
+    """One runner thread.
+
+    Parameters
+    ----------
+    index
+        Number of the lane.
+    session
+        What runs the batches.
+    max_rows
+        Rows of the largest batch.
+    take
+        Hands over a request's entry by its id, or None if it is gone.
+    finished
+        Called when the lane is free again, with the lane's number and the service time [s], or None if that says
+        nothing about the model.
+    clock
+        The scheduler's clock.
+    name
+        Of the thread.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        session: ElasticSession,
+        *,
+        max_rows: int,
+        take: Callable[[int], Entry | None],
+        finished: Callable[[int, float | None], None],
+        clock: Callable[[], float],
+        name: str,
+    ) -> None:
+        self.index = index
+        self.met = self.late = self.failed = self.batches = self.rows = self.running = 0
+        self._session = session
+        self._buffers = BatchBuffers(max_rows)
+        self._width_of: dict[int, int] = {}
+        self._take = take
+        self._finished = finished
+        self._clock = clock
+        self._batch: Batch | None = None
+        self._signal = Signal()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def thread_id(self) -> int:
+        """Native id of the thread."""
+        native_id = self._thread.native_id
+        assert native_id is not None  # the thread has been started
+        return native_id
+
+    def cpu_s(self) -> float:
+        """Return the CPU time that the thread has used [s]; 0 once it has ended."""
+        if not self._thread.is_alive() or self._thread.ident is None:
+            return 0.0
+        return time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
+
+    def start(self, batch: Batch) -> None:
+        """Run a batch; the lane must be free."""
+        self._batch = batch
+        self._signal.set()
+
+    def stop(self, timeout_s: float | None = None) -> bool:
+        """End the thread, which must be free; return whether it has ended in time."""
+        self._signal.set()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        while True:
+            self._signal.wait()
+            batch, self._batch = self._batch, None
+            if batch is None:
+                return
+            service_s = self._serve(batch)
+            self._finished(self.index, service_s)
+
+    def _serve(self, batch: Batch) -> float | None:
+        """Run what has not been cancelled; return the service time if the batch ran as planned [s]."""
+        entries = [
+            entry
+            for entry in map(self._take, batch.request_ids)
+            if entry is not None and entry.future.set_running_or_notify_cancel()
+        ]
+        if not entries:
+            return None
+        rows = sum(entry.rows for entry in entries)
+        self.batches += 1
+        self.rows += rows
+        self.running = len(entries)
+        service_s = self._attempt(batch, entries, rows)
+        self.running = 0
+        return service_s if rows == batch.rows else None
+
+    def _attempt(self, batch: Batch, entries: Sequence[Entry], rows: int) -> float | None:
+        """Run these requests together and answer them; return the service time, or None if they had to be parted.
+
+        If the model raises, the request at fault is found by halving, the more urgent half first, and the others are
+        served.
+        """
+        started_at = time.perf_counter()
+        failure: Exception | None = None
+        parts: Sequence[Outputs] | None = None
+        try:
+            inputs = self._buffers.join(batch.group, [entry.inputs for entry in entries], rows)
+            outputs = self._session.run(inputs, threads=self._width(batch.threads))
+            parts = [outputs] if len(entries) == 1 else part(outputs, [entry.rows for entry in entries])
+        except Exception as error:
+            failure = error
+        if parts is not None:
+            service_s = time.perf_counter() - started_at
+            self._answer(entries, parts)
+            return service_s
+        if failure is None:
+            _log.warning("an output of the model does not follow the batch axis: the requests are run one by one")
+            smaller = [[entry] for entry in entries]
+        elif len(entries) == 1:
+            self._fail(entries[0], failure)
+            return None
+        else:
+            middle = (len(entries) + 1) // 2
+            smaller = [list(entries[:middle]), list(entries[middle:])]
+        for some in smaller:
+            self._attempt(batch, some, sum(entry.rows for entry in some))
+        return None
+
+    def _width(self, threads: int) -> int:
+        """The session's width for a number of threads; it need not have every one."""
+        width = self._width_of.get(threads)
+        if width is None:
+            width = self._width_of[threads] = self._session.width_for(threads)
+        return width
+
+    def _answer(self, entries: Sequence[Entry], parts: Sequence[Outputs]) -> None:
+        finished_at = self._clock()
+        for entry, outputs in zip(entries, parts, strict=True):
+            if finished_at <= entry.deadline:
+                self.met += 1
+            else:
+                self.late += 1
+            settle(entry.future, outputs)
+
+    def _fail(self, entry: Entry, error: Exception) -> None:
+        self.failed += 1
+        failure = ModelError(entry.request_id, str(error))
+        failure.__cause__ = error
+        settle(entry.future, failure)
+
+
+def settle(future: Future[Outputs], outcome: Outputs | Exception) -> None:
+    """Give a future its outcome; a client that has settled it by itself is left alone."""
+    try:
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+    except InvalidStateError:
+        pass
