@@ -248,8 +248,10 @@ class Controller:
         started: list[StartBatch] = []
         while self._queue:
             self._shed(now, actions)
-            state = self._state(now)
-            if not self._queue or state is None:
+            if not self._queue:
+                break
+            state = self._state(now, self._queue)
+            if state is None:
                 break
             decision = self._policy.decide(state, self._queue.deadlines())
             if isinstance(decision, Wait):
@@ -257,7 +259,7 @@ class Controller:
                 break
             started.append(self._start(self._queue, decision, now))
         while self._late and not self._queue:
-            state = self._state(now)
+            state = self._state(now, self._late)
             if state is None:
                 break
             started.append(self._start(self._late, self._policy.cheapest(state, self._late.rows), now))
@@ -281,8 +283,8 @@ class Controller:
         fastest_s = self._policy.fastest_s(request.rows) * self.drift_scale(request.group)
         return request.deadline - fastest_s - self.settings.guard_s
 
-    def _state(self, now: float) -> State | None:
-        """Return what the policy may use at this instant; None if no lane or too few cores are free."""
+    def _state(self, now: float, queue: EdfQueue) -> State | None:
+        """Return what the policy may use for the head of a queue; None if no lane or too few cores are free."""
         if None not in self._lanes:
             return None
         busy = [running for running in self._lanes if running is not None]
@@ -291,7 +293,6 @@ class Controller:
         free_cores = limit - sum(running.batch.cores for running in busy)
         if free_cores < self._policy.smallest_cores - _TOLERANCE_CORES:
             return None
-        head = self._queue.head() if self._queue else self._late.head()
         return State(
             now=now,
             free_cores=free_cores + _TOLERANCE_CORES,
@@ -300,7 +301,7 @@ class Controller:
                 running.batch.cores * max(0.0, running.started_at + running.batch.expected_s - now) for running in busy
             ),
             arrival_rate_rps=self._rate.rate_rps(now),
-            scale=self.drift_scale(head.group),
+            scale=self.drift_scale(queue.head().group),
             may_hold=not self._draining,
         )
 

@@ -132,12 +132,14 @@ class Policy:
         startable = (self._cores <= state.free_cores) & (self._batches <= len(deadlines))
         head_s = float(budgets_s[0])
         choice = int((adequate & startable).argmax())
-        if not (adequate[choice] and startable[choice]):
-            return self._rescue(state, startable, head_s)
+        found = bool(adequate[choice] and startable[choice])
         if self._hold and state.may_hold and rate_rps > 0:
-            until_s = self._worth_waiting_s(adequate, choice, len(deadlines), head_s, rate_rps)
+            cost = float(self._cost[choice]) if found else np.inf
+            until_s = self._worth_waiting_s(adequate, cost, len(deadlines), head_s, rate_rps)
             if until_s > 0:
                 return Wait(state.now + until_s * state.scale)
+        if not found:
+            return self._rescue(state, startable, head_s)
         return Dispatch(float(self._cores[choice]), int(self._batches[choice]))
 
     def cheapest(self, state: State, rows: int) -> Dispatch:
@@ -158,14 +160,12 @@ class Policy:
         return Dispatch(float(self._cores[choice]), int(self._batches[choice]))
 
     def _worth_waiting_s(
-        self, adequate: npt.NDArray[np.bool_], choice: int, rows: int, head_s: float, rate_rps: float
+        self, adequate: npt.NDArray[np.bool_], cost: float, rows: int, head_s: float, rate_rps: float
     ) -> float:
         """How long to wait for a larger and cheaper batch [s in the model's time]; 0 for not at all."""
-        larger = adequate & (self._batches > rows) & (self._cost <= _WORTH_HOLDING * self._cost[choice])
-        candidate = int(larger.argmax())
-        if not larger[candidate]:
-            return 0.0
-        latency_s = float(self._latency_s[candidate])
-        spare_s = head_s - (1.0 + _HOLD_RESERVE) * latency_s
-        company_s = (int(self._batches[candidate]) - rows) / rate_rps
-        return min(spare_s, latency_s) if company_s <= min(spare_s, latency_s) else 0.0
+        spare_s = head_s - (1.0 + _HOLD_RESERVE) * self._latency_s
+        longest_s = np.minimum(spare_s, self._latency_s)
+        company_s = (self._batches - rows) / rate_rps
+        worth = adequate & (company_s > 0) & (company_s <= longest_s) & (self._cost <= _WORTH_HOLDING * cost)
+        cheapest = int(worth.argmax())
+        return float(longest_s[cheapest]) if worth[cheapest] else 0.0
