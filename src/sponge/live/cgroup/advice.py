@@ -1,0 +1,187 @@
+"""Plain words for why a quota cannot be set, and what would allow it.
+
+The kernel answers with an error number; which setting helps depends on who made the group: systemd, a
+container runtime, Kubernetes, or nobody.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+from typing import Literal
+
+from sponge.errors import CgroupUnavailable
+from sponge.live.cgroup.hierarchy import Location
+
+
+class Surroundings(enum.Enum):
+    """What the process runs in, as far as it shows from inside."""
+
+    KUBERNETES = "Kubernetes container"
+    DOCKER = "Docker container"
+    PODMAN = "Podman container"
+    CONTAINER = "container"
+    SYSTEMD = "systemd machine"
+    PLAIN = "machine without systemd"
+
+
+def surroundings() -> Surroundings:
+    """Tell what the process runs in, from the marks that runtimes leave."""
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        return Surroundings.KUBERNETES
+    if os.path.exists("/.dockerenv"):
+        return Surroundings.DOCKER
+    if os.path.exists("/run/.containerenv"):
+        return Surroundings.PODMAN
+    if os.path.exists("/run/systemd/container") or "container" in os.environ:
+        return Surroundings.CONTAINER
+    # What sd_booted(3) tests: systemd may be installed without being the one that runs.
+    return Surroundings.SYSTEMD if os.path.isdir("/run/systemd/system") else Surroundings.PLAIN
+
+
+_WRITABLE_IN_CONTAINER = {
+    Surroundings.KUBERNETES: (
+        "Set `securityContext: {privileged: true}` on the container, or, without privileges, use a runtime "
+        "class whose "
+        "containerd (2.1 or later) has `cgroup_writable = true`, and run as the owner of /sys/fs/cgroup "
+        "(root)"
+    ),
+    Surroundings.DOCKER: (
+        "Start the container with `--cgroupns=private --security-opt writable-cgroups=true` (Docker 28 or "
+        "later), or "
+        "with `--privileged`, and run as root in it"
+    ),
+    Surroundings.PODMAN: (
+        "Start the container with `--cgroupns=private --security-opt unmask=/sys/fs/cgroup`, and run as root in it"
+    ),
+    Surroundings.CONTAINER: (
+        "Let the container's runtime mount /sys/fs/cgroup read-write, owned by the user of this process"
+    ),
+}
+
+
+def _delegation(version: Literal[1, 2], directory: str) -> str:
+    """Return how an unprivileged user gets a group on a machine that is not a container."""
+    user = os.geteuid()
+    if version == 1:
+        home = f"{directory}/sponge-home"
+        return (
+            f"As root: `mkdir {home} && chown -R {user} {home}`, then start the process in it "
+            f"(`echo $$ > {home}/cgroup.procs`, as root, before `exec`), or run it as root"
+        )
+    if surroundings() is Surroundings.SYSTEMD:
+        return (
+            "Start it with `systemd-run --user --scope -p Delegate=yes python …`, or put `Delegate=yes` into "
+            "the "
+            "[Service] section of its unit; if that grants no cpu, let root put `[Service] Delegate=cpu "
+            "memory pids` "
+            "into /etc/systemd/system/user@.service.d/delegate.conf, then `systemctl daemon-reload` and log "
+            "in again"
+        )
+    home = f"{directory.rstrip('/')}/sponge-home"
+    return (
+        f"As root: `echo +cpu > {directory}/cgroup.subtree_control; mkdir {home} && chown {user} {home} "
+        f"{home}/cgroup.procs {home}/cgroup.threads {home}/cgroup.subtree_control`, then start the process "
+        f"in it "
+        f"(`echo $$ > {home}/cgroup.procs`, as root, before `exec`), or run it as root"
+    )
+
+
+def how_to_write(version: Literal[1, 2], directory: str, *, read_only: bool) -> str:
+    """Return the setting that makes the group at *directory* writable for this user.
+
+    Parameters
+    ----------
+    version, directory
+        cgroup version and directory of the group.
+    read_only
+        Whether it is the mount that forbids it, or else the permissions.
+    """
+    where = surroundings()
+    if where in _WRITABLE_IN_CONTAINER and (read_only or version == 2):
+        return _WRITABLE_IN_CONTAINER[where]
+    if read_only:
+        return f"As root: `mount -o remount,rw {directory}`"
+    return _delegation(version, directory)
+
+
+def unreachable(reason: str) -> CgroupUnavailable:
+    """Return the error for a CPU controller that is not there or not mounted where we can see it."""
+    where = surroundings()
+    if where in _WRITABLE_IN_CONTAINER:
+        return CgroupUnavailable(_sentence(reason), _WRITABLE_IN_CONTAINER[where])
+    return CgroupUnavailable(
+        _sentence(reason),
+        "Mount it: `mount -t cgroup2 none /sys/fs/cgroup` (as root; systemd does it at boot); the kernel "
+        "needs "
+        "CONFIG_CFS_BANDWIDTH",
+    )
+
+
+def refused(error: OSError, version: Literal[1, 2], parent: str, location: Location | None) -> CgroupUnavailable:
+    """Return the error for a set-up that the kernel refused.
+
+    Parameters
+    ----------
+    error
+        What the kernel answered; its file name, if any, is the file that was written.
+    version, parent
+        cgroup version, and directory of the group below which ours was to be made.
+    location
+        Where the process itself is, if known.
+    """
+    path = _text(error.filename) or parent
+    if error.errno == errno.EROFS:
+        return CgroupUnavailable(f"{parent} is mounted read-only", how_to_write(version, parent, read_only=True))
+    if error.errno in (errno.EACCES, errno.EPERM):
+        reason = f"user {os.geteuid()} may not write {path}"
+        return CgroupUnavailable(reason, how_to_write(version, parent, read_only=False))
+    if version == 2:
+        known = _refused_v2(error, parent, location)
+        if known is not None:
+            return known
+    return CgroupUnavailable(f"the kernel refused to set up {path}: {error.strerror}", "")
+
+
+def _refused_v2(error: OSError, parent: str, location: Location | None) -> CgroupUnavailable | None:
+    if "cpu" not in _words(os.path.join(parent, "cgroup.controllers")):
+        above = os.path.dirname(parent.rstrip("/"))
+        advice = how_to_write(2, parent, read_only=False)
+        if surroundings() not in _WRITABLE_IN_CONTAINER:
+            by_hand = f"Let root `echo +cpu > {above}/cgroup.subtree_control`"
+            advice = f"{by_hand}. Where systemd runs, better: {advice}"
+        return CgroupUnavailable(f"the CPU controller is not granted to the group {parent}", advice)
+    inside = location is not None and (location.directory + "/").startswith(parent.rstrip("/") + "/")
+    if not inside:
+        return CgroupUnavailable(
+            f"cgroup v2 moves single threads only within the group of their process, and this process is not "
+            f"in {parent}",
+            f"Start the process in it: `echo $$ > {parent}/cgroup.procs` before `exec`",
+        )
+    if error.errno in (errno.EOPNOTSUPP, errno.EBUSY):
+        return CgroupUnavailable(
+            f"the group {parent} cannot hold groups of single threads: it has ordinary child groups with "
+            f"processes, "
+            f"or controllers that know no threads "
+            f"({', '.join(sorted(_words(parent + '/cgroup.subtree_control')))}) "
+            "are switched on for its children",
+            "Start the process in a group of its own, for example with `systemd-run --scope -p Delegate=yes python …`",
+        )
+    return None
+
+
+def _words(path: str) -> set[str]:
+    try:
+        with open(path) as file:
+            return set(file.read().split())
+    except OSError:
+        return set()
+
+
+def _text(name: object) -> str:
+    return os.fsdecode(name) if isinstance(name, (str, bytes)) else ""
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]

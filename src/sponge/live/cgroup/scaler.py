@@ -1,0 +1,409 @@
+"""`CgroupScaler`: a CPU quota for exactly the threads that run the model, changed in place.
+
+Rules
+-----
+- Only adopted threads are limited. The rest of the process, a web server's threads for example, stays where
+  it is.
+- What was found is given back: on ``close()``, on leaving the ``with`` block, when the scaler is garbage
+  collected, and at interpreter exit. A process that is killed cannot; the next scaler in the same place
+  removes its group.
+- A forked child owns nothing: it neither restores nor removes, and may not scale. Its parent does.
+- `CgroupScaler.scale` is on the serving path. It writes only when the quota changes, and reads back each
+  time.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import math
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal
+
+import attrs
+
+from sponge.errors import CgroupUnavailable, CpuControlError
+from sponge.live.cgroup import advice
+from sponge.live.cgroup.group import MAX_PERIOD_US, MIN_QUOTA_US, QuotaGroup, QuotaStatistics
+from sponge.live.cgroup.hierarchy import Location, group_of_thread, locate, start_ticks
+from sponge.live.cgroup.leftovers import remove_leftovers
+from sponge.live.scalers import CpuScaler, check_cores, check_own_threads, is_whole
+
+if TYPE_CHECKING:
+    from sponge.live.cgroup.probe import Probe
+
+_log = logging.getLogger("sponge.cgroup")
+_numbers = itertools.count()
+
+
+@attrs.define(eq=False)
+class _Holding:
+    """What has to be given back.
+
+    It lives apart from the scaler, so that it outlasts its garbage collection.
+    """
+
+    group: QuotaGroup
+    location: Location | None
+    home: str
+    """Where threads go whose origin is not known: the group of the process."""
+    origins: dict[int, str] = attrs.field(factory=dict)
+    pid: int = attrs.field(factory=os.getpid)
+    lock: threading.RLock = attrs.field(factory=threading.RLock)
+
+
+class CgroupScaler(CpuScaler):
+    """Limits the adopted threads to a CPU share by a control group's quota (version 1 or 2).
+
+    Parameters
+    ----------
+    period_us
+        Enforcement period [µs], 1_000 to 1_000_000. Within each, the threads may use ``cores * period_us`` of
+        CPU time and then wait for the next one; the kernel's own default of 100 ms makes that wait long.
+    headroom_cores
+        Added to the quota of a whole number of cores, >= 0: there the number of threads is the limit, and a
+        quota of exactly as much stops them now and then. Fractional allocations get exactly their share.
+    path
+        Directory of the control group below which to make ours; by default that in which the process is.
+    burst
+        Carry unused quota over to later periods, up to the smallest quota, where the kernel can (since 5.14).
+    min_cores
+        Smaller requests are raised to this [cores]; by default, and at least, the kernel's minimum of 1 ms
+        per period.
+
+    Raises
+    ------
+    CgroupUnavailable
+        If no quota can be set here; the message says why and what would allow it. It has been tried with a
+        thread.
+    ValueError
+        If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        period_us: int = 10_000,
+        headroom_cores: float = 0.2,
+        path: str | os.PathLike[str] | None = None,
+        burst: bool = True,
+        min_cores: float | None = None,
+    ) -> None:
+        if not MIN_QUOTA_US <= period_us <= MAX_PERIOD_US:
+            raise ValueError(f"period_us must be between {MIN_QUOTA_US} and {MAX_PERIOD_US}, not {period_us!r}")
+        if not 0 <= headroom_cores < math.inf:
+            raise ValueError(f"headroom_cores must be a number >= 0, not {headroom_cores!r}")
+        smallest = MIN_QUOTA_US / period_us
+        if min_cores is not None and not smallest <= min_cores < math.inf:
+            raise ValueError(
+                f"min_cores must be at least {smallest} (the kernel's 1 ms per period of {period_us} µs), "
+                f"not {min_cores!r}"
+            )
+        self._min_cores = smallest if min_cores is None else min_cores
+        self._headroom_cores = headroom_cores
+        self._period_us = period_us
+        location, version, parent = _choose_parent(path)
+        self._holding = _set_up(version, parent, location, period_us=period_us)
+        self._group = self._holding.group
+        self._finalizer = weakref.finalize(self, _give_back, self._holding)
+        self._asked = self._in_force = math.inf
+        self._quota_us: int | None = None
+        try:
+            _try_thread(self._holding)
+            if burst:
+                self._group.set_burst(int(self._min_cores * period_us))
+        except OSError as error:
+            self.close()
+            raise advice.refused(error, version, parent, location) from error
+        except CpuControlError as error:
+            self.close()
+            raise CgroupUnavailable(f"a trial failed: {error}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    # --- what is in force ---
+
+    @property
+    def cores(self) -> float:
+        """Allocation in force [cores], as asked for (after raising to the minimum).
+
+        ``inf`` before the first scale.
+        """
+        return self._in_force
+
+    @property
+    def how(self) -> str:
+        """``"cgroup v1 quota"`` or ``"cgroup v2 quota"``."""
+        return self._group.how
+
+    @property
+    def directory(self) -> str:
+        """Directory of the control group that this scaler made."""
+        return self._group.directory
+
+    @property
+    def burst_us(self) -> int:
+        """Unused quota that may be carried over [µs]; 0 if switched off or unknown to the kernel."""
+        return self._group.burst_us
+
+    def statistics(self) -> QuotaStatistics:
+        """Return the kernel's counts of periods and throttling since the group was made.
+
+        Raises
+        ------
+        CpuControlError
+            If the scaler is closed or the group is gone.
+        """
+        with self._holding.lock:
+            self._require_open("cpu.stat", "?")
+            try:
+                return self._group.statistics()
+            except OSError as error:
+                raise CpuControlError(f"{self._group.directory}/cpu.stat", "?", str(error.strerror)) from error
+
+    def throttled_s(self) -> float:
+        """Return for how long the adopted threads were stopped [s], summed over CPUs.
+
+        Raises as `statistics`.
+        """
+        return self.statistics().throttled_s
+
+    # --- changing it ---
+
+    def scale(self, cores: float) -> float:
+        """Put a CPU share in force for the adopted threads together.
+
+        Parameters
+        ----------
+        cores
+            CPU share [cores], > 0; ``inf`` lifts the limit. Less than the minimum is raised to it.
+
+        Returns
+        -------
+        float
+            Share now in force [cores], read back from the kernel: *cores*, or what the quotas of the groups
+            above (a container's, for example) leave of it.
+
+        Raises
+        ------
+        CpuControlError
+            If the kernel refuses, the group is gone, or something else than this scaler has written the quota
+            (told once; the next call writes it again). The last value that took then still counts in `cores`.
+        ValueError
+            If *cores* is not a positive number.
+        """
+        with self._holding.lock:
+            if cores == self._asked:
+                self._require_open(self._group.quota_path, str(cores))
+                self._guarded(self._group.check)
+                return self._in_force
+            check_cores(cores)
+            self._require_open(self._group.quota_path, str(cores))
+            share = max(cores, self._min_cores)
+            ceiling = self._group.ceiling_cores()
+            quota_us = self._quota_for(share, ceiling)
+            if quota_us == self._quota_us:
+                self._guarded(self._group.check)
+            else:
+                self._guarded(lambda: self._group.write_quota(quota_us))
+            self._quota_us, self._asked = quota_us, cores
+            self._in_force = min(share, ceiling)
+            return self._in_force
+
+    def _guarded(self, change: Callable[[], None]) -> None:
+        try:
+            change()
+        except CpuControlError:
+            # What is in force is not what we last wrote: the next call must not take "unchanged" for granted.
+            self._asked, self._quota_us = math.nan, -1
+            raise
+
+    def _quota_for(self, share: float, ceiling: float) -> int | None:
+        """Return the quota [µs per period] for a share, below a ceiling [cores] that version 1 enforces."""
+        if math.isinf(share):
+            return None
+        wanted = round(share * self._period_us)
+        if is_whole(share):
+            wanted = round((round(share) + self._headroom_cores) * self._period_us)
+        if not math.isinf(ceiling):
+            wanted = min(wanted, int(ceiling * self._period_us))
+        return max(wanted, MIN_QUOTA_US)
+
+    def adopt(self, thread_ids: Iterable[int]) -> None:
+        """Limit exactly these threads from now on; others adopted before go back to where they were found.
+
+        A thread started by an adopted one is limited with it (the kernel lets it inherit) until the next call.
+
+        Parameters
+        ----------
+        thread_ids
+            Native ids (``threading.get_native_id()``) of threads of this process; one that has ended is passed over.
+
+        Raises
+        ------
+        CpuControlError
+            If a thread may not be moved; those moved before it stay moved.
+        ValueError
+            If an id belongs to another process.
+        """
+        wanted = set(thread_ids)
+        check_own_threads(wanted)
+        with self._holding.lock:
+            self._require_open(self._group.directory, "threads")
+            try:
+                present = set(self._group.thread_ids())
+                for thread_id in present - wanted:
+                    _send_home(self._holding, thread_id)
+                for thread_id in wanted - present:
+                    _bring_in(self._holding, thread_id)
+            except OSError as error:
+                path = os.fsdecode(error.filename or self._group.directory)
+                raise CpuControlError(path, "thread id", str(error.strerror)) from error
+
+    def thread_ids(self) -> list[int]:
+        """Return the native ids of the threads that are limited now, inherited ones included."""
+        with self._holding.lock:
+            self._require_open(self._group.directory, "threads")
+            return self._group.thread_ids()
+
+    def _require_open(self, path: str, value: str) -> None:
+        if not self._finalizer.alive:
+            raise CpuControlError(path, value, "this scaler is closed")
+        if os.getpid() != self._holding.pid:
+            raise CpuControlError(
+                path,
+                value,
+                f"this scaler belongs to process {self._holding.pid}; make another one after a fork",
+            )
+
+    # --- the end ---
+
+    def close(self) -> None:
+        """Send the adopted threads back to where they were found and remove the group; again, it does nothing."""
+        self._finalizer()
+
+    def __enter__(self) -> CgroupScaler:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @staticmethod
+    def probe(*, path: str | os.PathLike[str] | None = None) -> Probe:
+        """Find out by trying what CPU control this machine allows to this process, and what would allow more.
+
+        Parameters
+        ----------
+        path
+            As for the constructor.
+        """
+        from sponge.live.cgroup.probe import probe
+
+        return probe(path)
+
+
+# --- set-up and giving back ---
+
+
+def _choose_parent(path: str | os.PathLike[str] | None) -> tuple[Location | None, Literal[1, 2], str]:
+    """Return our own location, and version and directory of the group below which to make ours."""
+    location, reason = locate()
+    if path is None:
+        if location is None:
+            raise advice.unreachable(reason)
+        return location, location.version, location.directory
+    parent = os.path.abspath(os.fspath(path))
+    version: Literal[1, 2] = 2 if os.path.exists(os.path.join(parent, "cgroup.controllers")) else 1
+    if version == 1 and not os.path.exists(os.path.join(parent, "cpu.cfs_quota_us")):
+        raise CgroupUnavailable(
+            f"{parent} is not a control group with a CPU controller",
+            "Give the directory of one, below where /proc/self/mountinfo shows the hierarchy with cpu",
+        )
+    return (location if location is not None and location.version == version else None), version, parent
+
+
+def _set_up(version: Literal[1, 2], parent: str, location: Location | None, *, period_us: int) -> _Holding:
+    name = f"sponge-{os.getpid()}-{start_ticks(os.getpid())}-{next(_numbers)}"
+    group: QuotaGroup
+    try:
+        if version == 1:
+            from sponge.live.cgroup.v1 import V1Group
+
+            group = V1Group(parent, name, period_us=period_us)
+        else:
+            from sponge.live.cgroup.v2 import V2Group
+
+            group = V2Group(parent, name, period_us=period_us)
+    except OSError as error:
+        raise advice.refused(error, version, parent, location) from error
+    # After ours is made: the leftovers tell version 2 that one of us switched the controller on.
+    remove_leftovers(parent)
+    return _Holding(group=group, location=location, home=location.directory if location else parent)
+
+
+def _try_thread(holding: _Holding) -> None:
+    """Move a thread in and out, and write a quota: permissions alone do not tell whether the kernel agrees."""
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait, name="sponge-cgroup-trial", daemon=True)
+    thread.start()
+    assert thread.native_id is not None
+    try:
+        _bring_in(holding, thread.native_id)
+        holding.group.write_quota(MIN_QUOTA_US)
+        holding.group.write_quota(None)
+        _send_home(holding, thread.native_id)
+    finally:
+        done.set()
+        thread.join()
+
+
+def _bring_in(holding: _Holding, thread_id: int) -> None:
+    origin = group_of_thread(thread_id, holding.location) if holding.location else None
+    try:
+        holding.group.add_thread(thread_id)
+    except ProcessLookupError:
+        return
+    holding.origins[thread_id] = origin or holding.home
+
+
+def _send_home(holding: _Holding, thread_id: int) -> None:
+    """Move a thread back to where it was found; if that group is gone meanwhile, to that of the process."""
+    origin = holding.origins.pop(thread_id, holding.home)
+    try:
+        holding.group.move_thread(thread_id, origin)
+    except ProcessLookupError:
+        return
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENODEV) or origin == holding.home:
+            raise
+        holding.group.move_thread(thread_id, holding.home)
+
+
+def _give_back(holding: _Holding) -> None:
+    """Undo everything; what cannot be undone is made harmless (no limit) and logged, for nobody can act on it now."""
+    if os.getpid() != holding.pid:
+        return
+    with holding.lock:
+        group = holding.group
+        try:
+            for thread_id in group.thread_ids():
+                _send_home(holding, thread_id)
+            group.remove()
+        except FileNotFoundError:
+            group.close_descriptors()  # removed under us: then its threads have been moved by whoever did it
+        except OSError as error:
+            # For example version 1 with a group owned by this user below one that is not: in is allowed, out is not.
+            try:
+                group.write_quota(None)
+            except CpuControlError as failure:
+                _log.warning("the CPU limit of %s could not be lifted: %s", group.directory, failure)
+            group.close_descriptors()
+            _log.info("%s stays, without a limit, until this process ends: %s", group.directory, error)
