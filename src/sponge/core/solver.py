@@ -16,7 +16,7 @@ Rules, and why they hold:
   the last bit.
 * A wave and the rate are compared as latencies (``l <= s / w`` and ``l <= b·k / λ``, not ``w·l <= s``), here
   and in the exhaustive reference: the two ways differ by the rounding of one operation, and there has to be
-  one rule.
+  one rule. Only the best effort, which has no single number to compare with, counts by ``w·l <= s``.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ import numpy.typing as npt
 
 from sponge.core.latency import Latency
 from sponge.core.values import Plan
+from sponge.core.waves import Waves
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 IntArray: TypeAlias = npt.NDArray[np.intp]
 
-_LONG_QUEUE = 4096
-"""From here on the gather layout would be large and the cost of a numpy call per product no longer
-matters."""
 _MAX_LATENCIES = 1 << 24
 """Largest table of latencies that a solver may hold (128 MiB)."""
+_CONTINUOUS_TOTALS = 256
+"""Totals that bracket the optimum when any share of a core is allowed: few choices remain between two of them."""
 _SAME_CORES = 9
 """Decimals to which totals are compared: 3 lanes of 1.1 cores are no more than one lane of 3.3."""
 
@@ -91,14 +91,11 @@ class Solver:
     max_cores: float = attrs.field(converter=float, kw_only=True)
     max_batch_size: int = attrs.field(converter=operator.index, kw_only=True)
     min_cores: float = attrs.field(default=1.0, converter=float, kw_only=True)
-    core_step: float | None = attrs.field(
-        default=1.0, converter=attrs.converters.optional(float), kw_only=True
-    )
+    core_step: float | None = attrs.field(default=1.0, converter=attrs.converters.optional(float), kw_only=True)
     max_lanes: int = attrs.field(default=1, converter=operator.index, kw_only=True)
     core_levels: tuple[float, ...] = attrs.field(init=False, repr=False)
     """What one lane may have, ascending [cores]; empty if any share is allowed."""
     _choices: _Choices = attrs.field(init=False, repr=False)
-    _layouts: dict[int, _WaveLayout] = attrs.field(init=False, repr=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
         _require(0 < self.min_cores < math.inf, "min_cores", "> 0 and finite", self.min_cores)
@@ -115,19 +112,18 @@ class Solver:
         levels: tuple[float, ...] = ()
         if step is not None:
             count = math.floor((self.max_cores - self.min_cores) / step + 1e-9) + 1
-            lanes = min(self.max_lanes, int(self.max_cores / self.min_cores + 1e-9))
-            fine = count * lanes * self.max_batch_size <= _MAX_LATENCIES
+            fine = count * _usable_lanes(self) ** 2 * self.max_batch_size <= _MAX_LATENCIES
             _require(fine, "core_step", "larger, or None for any share of a core", step)
             levels = tuple(min(self.min_cores + j * step, self.max_cores) for j in range(count))
         object.__setattr__(self, "core_levels", levels)
-        object.__setattr__(self, "_choices", _tabulate(self, levels))
+        object.__setattr__(self, "_choices", _tabulate(self))
 
     def solve(self, budgets_s: Sequence[float] | FloatArray, arrival_rate_rps: float = 0.0) -> Plan:
         """Choose the cheapest plan for this queue.
 
-        Costs ``O(n·H(p) + p·log(levels))`` for ``n`` requests and ``p = max_batch_size · max_lanes`` (H:
-        harmonic number), plus, if nothing is feasible, ``O(m·p)`` for the ``m`` requests that could at all be
-        served by the last deadline. An array of ``float64`` is read in place, a list is converted first.
+        Costs ``O(n·H(p) + p·log(levels))`` for ``n`` requests and ``p = max_batch_size · max_lanes`` (H: harmonic
+        number), and if nothing is feasible ``O(n·H(max_batch_size)·H(max_lanes)·log n)`` more. An array of
+        ``float64`` is read in place, a list is converted first.
 
         Parameters
         ----------
@@ -155,13 +151,11 @@ class Solver:
         budgets = np.asarray(budgets_s, dtype=np.float64)
         if budgets.ndim != 1:
             raise ValueError(f"budgets_s must be one-dimensional, got shape {budgets.shape}")
-        if not np.logical_and.reduce(budgets[:-1] <= budgets[1:]) or (
-            len(budgets) and math.isnan(budgets[0])
-        ):
+        if not np.logical_and.reduce(budgets[:-1] <= budgets[1:]) or (len(budgets) and math.isnan(budgets[0])):
             raise ValueError(f"budgets_s must be ascending and without NaN, got {budgets_s!r}")
         _require(0 <= arrival_rate_rps < math.inf, "arrival_rate_rps", ">= 0 and finite", arrival_rate_rps)
         allowed_s = self._allowed_s(budgets, arrival_rate_rps)
-        plan = self._fewest_continuous(allowed_s) if self.core_step is None else self._fewest(allowed_s)
+        plan = self._fewest(allowed_s)
         return self._best_effort(budgets) if plan is None else plan
 
     def solve_program(self, budgets_s: Sequence[float] | FloatArray, arrival_rate_rps: float = 0.0) -> Plan:
@@ -184,28 +178,11 @@ class Solver:
     def _allowed_s(self, budgets: FloatArray, arrival_rate_rps: float) -> FloatArray:
         """Latency allowed to a batch [s], one for each choice."""
         choices = self._choices
-        count = len(budgets)
-        if count == 0:
-            allowed_s = choices.unlimited_s
-        elif count > _LONG_QUEUE:
-            waves = np.arange(1.0, count + 1.0)
-            firsts = [budgets[::product] for product in choices.products.tolist()]
-            allowed_s = np.array([(first / waves[: len(first)]).min() for first in firsts])
-        else:
-            allowed_s = self._layout(count).tightest(budgets)
+        allowed_s = choices.waves.tightest_s(budgets)
         if arrival_rate_rps > 0:
             with np.errstate(over="ignore"):
-                allowed_s = np.minimum(allowed_s, choices.products_float / arrival_rate_rps)
+                allowed_s = np.minimum(allowed_s, choices.products / arrival_rate_rps)
         return allowed_s if choices.product_of is None else allowed_s[choices.product_of]
-
-    def _layout(self, count: int) -> _WaveLayout:
-        """Layout for queues of about this length: four sizes an octave, so that there are few of them."""
-        shift = max(count.bit_length() - 3, 2)
-        size = ((count - 1 >> shift) + 1) << shift
-        layout = self._layouts.get(size)
-        if layout is None:
-            layout = self._layouts[size] = _WaveLayout(size, self._choices.products.tolist())
-        return layout
 
     # -- what is cheapest ------------------------------------------------------------------------------------
 
@@ -219,42 +196,32 @@ class Solver:
             return None
         while low < high:
             middle = (low + high) // 2
-            fits = latency_s[middle] <= allowed_s
-            first = int(fits.argmax())
-            if fits[first]:
-                high, choice = middle, first
+            fewer = latency_s[middle] <= allowed_s
+            first = int(fewer.argmax())
+            if fewer[first]:
+                high, choice, fits = middle, first, fewer
             else:
                 low = middle + 1
-        lanes = choices.lanes[choice]
-        return Plan(
-            cores=choices.cores[low][lanes - 1],
-            batch_size=choices.batch_sizes[choice],
-            lanes=lanes,
-            feasible=True,
-        )
+        if self.core_step is None and low > 0:
+            return self._fewest_continuous(np.flatnonzero(fits).tolist(), allowed_s)
+        return choices.plan(low, choice, feasible=True)
 
-    def _fewest_continuous(self, allowed_s: FloatArray) -> Plan | None:
+    def _fewest_continuous(self, candidates: list[int], allowed_s: FloatArray) -> Plan:
+        """Invert the latency of the choices that fit within the smallest sufficient total of the table."""
         choices = self._choices
-        fits = choices.latency_s[-1] <= allowed_s
-        if not fits.any():
-            return None
-        cores = np.empty_like(allowed_s)
-        max_lanes = choices.lanes[0]
-        for lanes in range(1, max_lanes + 1):
-            own = slice(max_lanes - lanes, None, max_lanes)
-            inverse = self.latency.cores_for(choices.batches[own], allowed_s[own], lanes)
-            cores[own] = lanes * np.clip(inverse, self.min_cores, self.max_cores / lanes)
-        choice = int(np.where(fits, np.round(cores, _SAME_CORES), np.inf).argmin())
+        best = (math.inf, 0, 0.0)
+        for choice in candidates:
+            lanes = choices.lanes[choice]
+            cores = self.latency.cores_for(choices.batch_sizes[choice], float(allowed_s[choice]), lanes)
+            cores = min(max(cores, self.min_cores), self.max_cores / lanes)
+            best = min(best, (round(cores * lanes, _SAME_CORES), choice, cores))
+        _, choice, cores = best
         batch_size, lanes = choices.batch_sizes[choice], choices.lanes[choice]
-        lane_cores = self._not_above(
-            float(cores[choice]) / lanes, batch_size, lanes, float(allowed_s[choice])
-        )
-        return Plan(
-            cores=min(lane_cores * lanes, self.max_cores), batch_size=batch_size, lanes=lanes, feasible=True
-        )
+        cores = self._not_above(cores, batch_size, lanes, float(allowed_s[choice]))
+        return Plan(cores=min(cores * lanes, self.max_cores), batch_size=batch_size, lanes=lanes, feasible=True)
 
     def _not_above(self, cores: float, batch_size: int, lanes: int, allowed_s: float) -> float:
-        """Undo the rounding of the inverse: the least nudge upwards after which the latency itself is met."""
+        """Undo the rounding of the inverse: a nudge upwards after which the latency itself is met."""
         nudge, most = 2.0**-52, self.max_cores / lanes
         nudged = cores
         while nudged < most and self.latency.latency_s(batch_size, nudged, lanes) > allowed_s:
@@ -266,132 +233,93 @@ class Solver:
 
     def _best_effort(self, budgets: FloatArray) -> Plan:
         choices = self._choices
-        order = choices.by_throughput
-        most = int(
-            _deadlines_met(budgets, choices.products_float_of[order], choices.latency_s[-1][order]).argmax()
-        )
-        choice = int(order[most])
-        lanes = choices.lanes[choice]
-        return Plan(
-            cores=choices.cores[-1][lanes - 1],
-            batch_size=choices.batch_sizes[choice],
-            lanes=lanes,
-            feasible=False,
-        )
+        choice = int(choices.by_throughput[0])
+        if len(budgets):
+            met = choices.waves_of_choices.deadlines_met(budgets, choices.latency_s[-1])
+            choice = int(choices.by_throughput[met[choices.by_throughput].argmax()])
+        return choices.plan(-1, choice, feasible=False)
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class _Choices:
-    """All (batch size, lanes), smallest batch first and then most lanes first, with what can be known
-    beforehand."""
+    """All (batch size, lanes), smallest batch first and then most lanes first, with what is known beforehand."""
 
     batch_sizes: list[int]
     lanes: list[int]
-    batches: FloatArray
-    """`batch_sizes` as floats, shape ``(choices,)``."""
     products: IntArray
     """Different ``batch size · lanes``, ascending, shape ``(products,)``."""
-    products_float: FloatArray
     product_of: IntArray | None
     """Index into `products` for each choice; ``None`` where that is the identity (one lane)."""
-    products_float_of: FloatArray
-    unlimited_s: FloatArray
-    """``inf`` for each product: what an empty queue allows."""
+    waves: Waves
+    """What a queue asks of each product."""
+    waves_of_choices: Waves
+    """The same, one entry for each choice."""
     latency_s: FloatArray
-    """Row t: latency of each choice on the most cores within the t-th smallest total [s], shape ``(totals,
-    choices)``; NaN, which no comparison accepts, where its lanes need more. A single row, the largest total,
-    without steps."""
+    """Row t: latency of each choice on the most cores within the t-th smallest total [s], shape
+    ``(totals, choices)``; NaN, which no comparison accepts, where its lanes need more."""
     cores: list[list[float]]
     """``cores[t][lanes - 1]``: the exact total behind `latency_s` [cores]."""
     by_throughput: IntArray
     """Choices in the order in which best efforts of equally many deadlines are preferred."""
 
+    def plan(self, total: int, choice: int, *, feasible: bool) -> Plan:
+        lanes = self.lanes[choice]
+        return Plan(
+            cores=self.cores[total][lanes - 1],
+            batch_size=self.batch_sizes[choice],
+            lanes=lanes,
+            feasible=feasible,
+        )
 
-def _tabulate(solver: Solver, levels: tuple[float, ...]) -> _Choices:
-    max_lanes = min(solver.max_lanes, int(solver.max_cores / solver.min_cores + 1e-9))
+
+def _tabulate(solver: Solver) -> _Choices:
+    max_lanes = _usable_lanes(solver)
     sizes = np.arange(1, solver.max_batch_size + 1)
     lanes = np.tile(np.arange(max_lanes, 0, -1), len(sizes))
     batches = np.repeat(sizes, max_lanes)
     products, product_of = np.unique(batches * lanes, return_inverse=True)
 
-    own_levels = []
-    for k in range(1, max_lanes + 1):
-        own = np.array(levels or (solver.max_cores / k,))
-        own_levels.append(own[np.round(own * k, _SAME_CORES) <= round(solver.max_cores, _SAME_CORES)])
-    keys = [np.round(own * k, _SAME_CORES) for k, own in enumerate(own_levels, start=1)]
+    shares = [_lane_shares(solver, k) for k in range(1, max_lanes + 1)]
+    keys = [np.round(own * k, _SAME_CORES) for k, own in enumerate(shares, start=1)]
     totals = np.unique(np.concatenate(keys))
     latency_s = np.full((len(totals), len(batches)), np.nan)
     cores = np.full((len(totals), max_lanes), np.nan)
-    for k, (own, key) in enumerate(zip(own_levels, keys, strict=True), start=1):
+    for k, (own, key) in enumerate(zip(shares, keys, strict=True), start=1):
         table = solver.latency.latency_s(sizes[None, :].astype(np.float64), own[:, None], k)
+        table = np.minimum.accumulate(table, axis=0)  # interpolation may rise by the last bit
         at = np.searchsorted(key, totals, side="right") - 1
         reached = at >= 0
         latency_s[reached, max_lanes - k :: max_lanes] = table[at[reached]]
         cores[reached, k - 1] = np.minimum(own[at[reached]] * k, solver.max_cores)
 
+    waves = Waves(products.tolist())
     with np.errstate(divide="ignore"):
         throughput = batches * lanes / latency_s[-1]
     return _Choices(
         batch_sizes=batches.tolist(),
         lanes=lanes.tolist(),
-        batches=batches.astype(np.float64),
         products=products.astype(np.intp),
-        products_float=products.astype(np.float64),
         product_of=None if max_lanes == 1 else product_of.astype(np.intp),
-        products_float_of=(batches * lanes).astype(np.float64),
-        unlimited_s=np.full(len(products), np.inf),
+        waves=waves,
+        waves_of_choices=waves if max_lanes == 1 else Waves((batches * lanes).tolist()),
         latency_s=latency_s,
         cores=cores.tolist(),
         by_throughput=np.lexsort((lanes, batches, -throughput)),
     )
 
 
-class _WaveLayout:
-    """Where the first request of each wave stands, for all products at once, in queues of at most ``size``.
-
-    One gather, one division and one segmented minimum then replace a Python loop over products: 3 µs against
-    15 for 100 requests and 16 products.
-    """
-
-    def __init__(self, size: int, products: list[int]) -> None:
-        firsts = [np.arange(0, size, product) for product in products]
-        self._padding = np.full(size, np.inf)
-        self._positions = np.concatenate(firsts).astype(np.intp)
-        self._waves = np.concatenate([np.arange(1.0, len(first) + 1.0) for first in firsts])
-        lengths = [len(first) for first in firsts]
-        self._starts = np.concatenate(([0], np.cumsum(lengths)[:-1])).astype(np.intp)
-
-    def tightest(self, budgets: FloatArray) -> FloatArray:
-        """Return ``min over w of s[(w − 1)·p] / w`` for each product p [s]."""
-        padded = self._padding.copy()
-        padded[: len(budgets)] = budgets
-        allowed_s = padded.take(self._positions)
-        allowed_s /= self._waves
-        return np.minimum.reduceat(allowed_s, self._starts)
+def _usable_lanes(solver: Solver) -> int:
+    return min(solver.max_lanes, int(solver.max_cores / solver.min_cores + 1e-9))
 
 
-def _deadlines_met(budgets: FloatArray, products: FloatArray, latency_s: FloatArray) -> IntArray:
-    """Count, for each choice, the queued requests whose wave ends by their deadline.
-
-    Requests without a deadline are always met. Of the others only those count that could be served before the
-    last deadline: the rest of a hopelessly long queue is not looked at.
-    """
-    finite = budgets[: int(np.searchsorted(budgets, np.inf))]
-    if len(finite) == 0:
-        return np.zeros(len(products), dtype=np.intp)
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        within = np.nanmax((np.floor(finite[-1] / latency_s) + 1.0) * products)
-    if not within > 0:
-        return np.zeros(len(products), dtype=np.intp)
-    finite = finite[: int(min(within, len(finite)))]
-    places = np.arange(float(len(finite)))
-    met = np.empty(len(products), dtype=np.intp)
-    rows = max(1, (1 << 17) // len(finite))
-    for start in range(0, len(products), rows):
-        part = slice(start, start + rows)
-        waves = np.floor(places / products[part, None]) + 1.0
-        met[part] = np.count_nonzero(latency_s[part, None] <= finite / waves, axis=1)
-    return met
+def _lane_shares(solver: Solver, lanes: int) -> FloatArray:
+    """Cores that each of so many lanes may have, ascending; if any share is allowed, a grid of them."""
+    if solver.core_step is None:
+        totals = np.geomspace(solver.min_cores, solver.max_cores, _CONTINUOUS_TOTALS)
+        inside = (totals > solver.min_cores * lanes) & (totals < solver.max_cores)
+        return np.concatenate(([solver.min_cores], totals[inside] / lanes, [solver.max_cores / lanes]))
+    shares = np.array(solver.core_levels)
+    return shares[np.round(shares * lanes, _SAME_CORES) <= round(solver.max_cores, _SAME_CORES)]
 
 
 def _require(fine: bool, name: str, range_: str, value: object) -> None:

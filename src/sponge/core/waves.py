@@ -15,23 +15,28 @@ import numpy.typing as npt
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
-_LONG_QUEUE = 4096
-"""From here on the gather layout would be large and the cost of a numpy call per product no longer matters."""
+IntArray: TypeAlias = npt.NDArray[np.intp]
+
+_KEPT_QUEUE = 1 << 16
+"""Layouts for longer queues are made anew each time, so that one burst does not hold memory for good."""
 
 
 class Waves:
-    """Tightest latency per wave for a fixed set of products.
+    """Tightest latency per wave, and deadlines met, for a fixed set of products.
+
+    Layouts are made when a queue of about their length is first seen, and kept: 16 bytes for each wave of each
+    product, a few kilobytes for 100 requests and 16 products.
 
     Parameters
     ----------
     products
-        Different values of ``batch size · lanes``, each >= 1.
+        Values of ``batch size · lanes``, each >= 1.
     """
 
     __slots__ = ("_layouts", "_products")
 
     def __init__(self, products: Sequence[int]) -> None:
-        self._products = list(products)
+        self._products = np.array(products, dtype=np.intp)
         self._layouts: dict[int, _Layout] = {}
 
     def tightest_s(self, budgets_s: FloatArray) -> FloatArray:
@@ -43,13 +48,22 @@ class Waves:
             Remaining times in deadline order [s], shape ``(n,)``. Costs ``O(n · sum of 1/p)``.
         """
         count = len(budgets_s)
-        if count == 0:
-            return np.full(len(self._products), np.inf)
-        if count > _LONG_QUEUE:
-            waves = np.arange(1.0, count + 1.0)
-            firsts = [budgets_s[::product] for product in self._products]
-            return np.array([(first / waves[: len(first)]).min() for first in firsts])
-        return self._layout(count).tightest_s(budgets_s)
+        return self._layout(count).tightest_s(budgets_s) if count else np.full(len(self._products), np.inf)
+
+    def deadlines_met(self, budgets_s: FloatArray, latency_s: FloatArray) -> IntArray:
+        """Count, for each product, the requests that are finished in time: ``w·l <= s``.
+
+        Parameters
+        ----------
+        budgets_s
+            As for `tightest_s`. Costs ``O(n · log n · sum of 1/p)``.
+        latency_s
+            Latency l of a wave for each product [s], shape ``(products,)``.
+        """
+        count = len(budgets_s)
+        if not count:
+            return np.zeros(len(self._products), dtype=np.intp)
+        return self._layout(count).deadlines_met(budgets_s, latency_s)
 
     def _layout(self, count: int) -> _Layout:
         """Layout for queues of about this length: four sizes an octave, so that there are few of them."""
@@ -57,7 +71,9 @@ class Waves:
         size = ((count - 1 >> shift) + 1) << shift
         layout = self._layouts.get(size)
         if layout is None:
-            layout = self._layouts[size] = _Layout(size, self._products)
+            layout = _Layout(size, self._products)
+            if size <= _KEPT_QUEUE:
+                self._layouts[size] = layout
         return layout
 
 
@@ -68,19 +84,27 @@ class _Layout:
     100 requests and 16 products.
     """
 
-    __slots__ = ("_padding", "_positions", "_starts", "_waves")
+    __slots__ = ("_firsts", "_lengths", "_padding", "_products", "_starts", "_waves")
 
-    def __init__(self, size: int, products: list[int]) -> None:
-        firsts = [np.arange(0, size, product) for product in products]
+    def __init__(self, size: int, products: IntArray) -> None:
+        firsts = [np.arange(0, size, product) for product in products.tolist()]
+        self._products = products
+        self._lengths = np.array([len(first) for first in firsts])
         self._padding = np.full(size, np.inf)
-        self._positions = np.concatenate(firsts).astype(np.intp)
+        self._firsts = np.concatenate(firsts).astype(np.intp)
         self._waves = np.concatenate([np.arange(1.0, len(first) + 1.0) for first in firsts])
-        lengths = [len(first) for first in firsts]
-        self._starts = np.concatenate(([0], np.cumsum(lengths)[:-1])).astype(np.intp)
+        self._starts = np.concatenate(([0], np.cumsum(self._lengths)[:-1])).astype(np.intp)
 
     def tightest_s(self, budgets_s: FloatArray) -> FloatArray:
         padded = self._padding.copy()
         padded[: len(budgets_s)] = budgets_s
-        allowed_s = padded.take(self._positions)
+        allowed_s = padded.take(self._firsts)
         allowed_s /= self._waves
         return np.minimum.reduceat(allowed_s, self._starts)
+
+    def deadlines_met(self, budgets_s: FloatArray, latency_s: FloatArray) -> IntArray:
+        """Within a wave the deadlines ascend, so that those who meet theirs are the last ones of it."""
+        late_before = budgets_s.searchsorted(np.repeat(latency_s, self._lengths) * self._waves)
+        ends = np.minimum(self._firsts + np.repeat(self._products, self._lengths), len(budgets_s))
+        met = np.maximum(ends - np.maximum(late_before, self._firsts), 0)
+        return np.add.reduceat(met, self._starts)

@@ -62,9 +62,7 @@ def best_effort(solver: Solver, budgets_s: Sequence[float]) -> Plan:
             if not shares:
                 continue
             latency_s = latency_of(solver, batch_size, shares[-1], lanes)
-            met = sum(
-                latency_s <= budget_s / wave(i, batch_size, lanes) for i, budget_s in enumerate(budgets_s)
-            )
+            met = sum(wave(i, batch_size, lanes) * latency_s <= budget_s for i, budget_s in enumerate(budgets_s))
             rank = (-met, -(batch_size * lanes / latency_s), batch_size, lanes)
             if best is None or rank < best[0]:
                 cores = min(shares[-1] * lanes, solver.max_cores)
@@ -100,11 +98,7 @@ def lane_shares(solver: Solver, lanes: int) -> list[float]:
     """Return what each of so many lanes may have, ascending [cores]; without steps, the least and the
     most."""
     if solver.core_step is None:
-        return (
-            [solver.min_cores, solver.max_cores / lanes]
-            if solver.min_cores * lanes <= solver.max_cores
-            else []
-        )
+        return [solver.min_cores, solver.max_cores / lanes] if solver.min_cores * lanes <= solver.max_cores else []
     return [share for share in solver.core_levels if round(share * lanes, 9) <= round(solver.max_cores, 9)]
 
 
