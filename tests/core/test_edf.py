@@ -71,7 +71,7 @@ def test_deadlines_have_one_entry_per_row() -> None:
     queue = EdfQueue()
     queue.push(request(0, 2.0, rows=3))
     queue.push(request(1, 1.0))
-    assert queue.deadlines().tolist() == [1.0, 2.0, 2.0, 2.0]
+    assert queue.deadlines() == [1.0, 2.0, 2.0, 2.0]
 
 
 def test_pushing_twice_is_refused() -> None:

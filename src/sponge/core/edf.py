@@ -10,9 +10,6 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 
-import numpy as np
-import numpy.typing as npt
-
 from sponge.core.values import Request
 
 
@@ -107,11 +104,11 @@ class EdfQueue:
         self._rows = 0
         return taken
 
-    def deadlines(self) -> npt.NDArray[np.float64]:
-        """Return the deadlines in order, one entry per row [s], shape ``(rows,)``."""
+    def deadlines(self) -> list[float]:
+        """Return the deadlines in order, one entry per row [s]."""
         if self._rows == len(self._keys):
-            return np.array([key[0] for key in self._keys])
-        return np.array([key[0] for key in self._keys for _ in range(self._by_id[key[1]].rows)])
+            return [key[0] for key in self._keys]
+        return [key[0] for key in self._keys for _ in range(self._by_id[key[1]].rows)]
 
     def check(self) -> None:
         """Assert the invariants; for tests."""

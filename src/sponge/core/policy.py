@@ -15,6 +15,7 @@ Rules, and why they hold:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import attrs
@@ -101,6 +102,15 @@ class Policy:
         self._products = products.astype(np.float64)
         self._waves = Waves(products.tolist())
         self._throughput = self._products[self._product_of] / self._latency_s
+        # A lone request: (latency, cores, lanes, cores of all lanes), cheapest first, and the rate from which holding it
+        # for company may pay.
+        alone = np.flatnonzero(self._batches == 1)
+        self._alone: list[tuple[float, float, float, float]] = [
+            (float(self._latency_s[i]), float(self._cores[i]), float(self._products[self._product_of[i]]), float(total))
+            for i, total in zip(alone, self._lane_cores[alone], strict=True)
+        ]
+        more = self._batches > 1
+        self._company_rps = float(((self._batches[more] - 1) / self._latency_s[more]).min(initial=np.inf))
         self._fastest_s = self._latency.latency_s(
             np.arange(1.0, solver.max_batch_size + 1.0), np.full(solver.max_batch_size, levels[-1])
         ).tolist()
@@ -109,7 +119,7 @@ class Policy:
         """Return the predicted latency of a batch of *rows* alone on all cores [s]."""
         return float(self._fastest_s[rows - 1])
 
-    def decide(self, state: State, deadlines: FloatArray) -> Dispatch | Wait:
+    def decide(self, state: State, deadlines: Sequence[float]) -> Dispatch | Wait:
         """Choose for one free lane.
 
         Parameters
@@ -117,11 +127,15 @@ class Policy:
         state
             See `State`; at least the smallest allocation is free.
         deadlines
-            Of all waiting rows in order [s], shape ``(n,)``, n >= 1.
+            Of all waiting rows in order [s], at least one.
         """
         # A model that is `scale` times slower is the same problem as this one in a time that runs `scale` times faster.
-        budgets_s = (deadlines - (state.now + self._guard_s)) / state.scale
         rate_rps = state.arrival_rate_rps * state.scale
+        if len(deadlines) == 1 and rate_rps < self._company_rps:
+            dispatch = self._decide_alone(state, float(deadlines[0]), rate_rps)
+            if dispatch is not None:
+                return dispatch
+        budgets_s = (np.asarray(deadlines) - (state.now + self._guard_s)) / state.scale
         allowed_s = self._waves.tightest_s(budgets_s)
         if rate_rps > 0:
             np.minimum(allowed_s, self._products / rate_rps, out=allowed_s)
@@ -146,6 +160,17 @@ class Policy:
         """Choose for requests whose deadlines are lost: least core-seconds per request among what can start."""
         choice = int(((self._cores <= state.free_cores) & (self._batches <= rows)).argmax())
         return Dispatch(float(self._cores[choice]), int(self._batches[choice]))
+
+    def _decide_alone(self, state: State, deadline: float, rate_rps: float) -> Dispatch | None:
+        """The same choice for a single row that no company is to be waited for, without arrays: ten times faster."""
+        budget_s = (deadline - (state.now + self._guard_s)) / state.scale
+        backlog_core_s = state.backlog_core_s / state.scale
+        for latency_s, cores, lanes, lane_cores in self._alone:
+            if cores <= state.free_cores and latency_s + backlog_core_s / lane_cores <= (
+                min(budget_s, lanes / rate_rps) if rate_rps > 0 else budget_s
+            ):
+                return Dispatch(cores, 1)
+        return None
 
     def _rescue(self, state: State, startable: npt.NDArray[np.bool_], head_s: float) -> Dispatch | Wait:
         """Save the most urgent request at the highest throughput, or wait for more cores if that is what it needs."""
