@@ -123,6 +123,7 @@ class ElasticSession:
         self.dynamic_batch, self.fixed_batch_rows = axis.dynamic, axis.fixed_rows
         self._factory.notes.extend(axis.notes)
         self._check = make_check(self.inputs, dynamic_batch=self.dynamic_batch)
+        self._n_inputs = len(self.inputs)
         self._output_names = [spec.name for spec in self.outputs]
         self.reserve(self.max_lanes)
 
@@ -160,9 +161,9 @@ class ElasticSession:
         Parameters
         ----------
         inputs
-            Array by input name; see `check` for what is expected. Nothing is checked here but by ONNX Runtime.
+            Array by input name; see `check` for what is expected. Shapes and dtypes are left to ONNX Runtime here.
         threads
-            Number of threads of this run, one of `widths`; `threads` if not given.
+            Number of threads of this run, one of `widths`; the property of the same name if not given.
 
         Returns
         -------
@@ -172,7 +173,7 @@ class ElasticSession:
         Raises
         ------
         ValueError
-            If *threads* is none of `widths`.
+            If *threads* is none of `widths`, or an input is missing.
         RuntimeError
             If the session is closed.
         Exception
@@ -181,6 +182,8 @@ class ElasticSession:
         width = self._threads if threads is None else threads
         if type(inputs) is not dict:  # the only mapping that ONNX Runtime takes
             inputs = dict(inputs)
+        if len(inputs) != self._n_inputs:
+            self._refuse_missing(inputs)
         if width == 1 and (run := self._run_single) is not None:
             outputs: list[Array] = run(self._output_names, inputs, None)
             return outputs
@@ -312,6 +315,13 @@ class ElasticSession:
                     self._run_single = run
                 self._free[width].put(run)
                 self._built[width] += 1
+
+    def _refuse_missing(self, inputs: Mapping[str, Array]) -> None:
+        """Raise ValueError if an input is missing: ONNX Runtime would find out in the middle of the run, or never."""
+        names = [spec.name for spec in self.inputs]
+        for name in names:
+            if name not in inputs:
+                raise ValueError(f"input {name!r} is missing; the model's inputs are {names}")
 
     def _no_width(self, threads: int) -> ValueError:
         return ValueError(f"threads must be one of the widths {self.widths}, got {threads!r}")

@@ -154,6 +154,8 @@ def read_settings(session: Any) -> SessionSettings:
         if entry is not None:
             config[key] = entry
     notes = [UNREADABLE_NOTE]
+    if options.execution_mode == ort.ExecutionMode.ORT_PARALLEL:
+        notes.append("execution_mode is parallel: the inter-op threads of each session come on top of its width")
     if options.enable_profiling:
         notes.append("enable_profiling is not kept: every session would write a trace of its own")
     if options.optimized_model_filepath:

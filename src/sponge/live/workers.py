@@ -49,6 +49,8 @@ class Workers:
                 errors.append(error)
             finally:
                 self._thread_ids = tuple(t for t in _threads_named(self.name) if t != builder)
+                # It may still be listed when the next one looks: joining does not wait for the kernel.
+                _set_name(builder, "sponge-built")
 
         thread = threading.Thread(target=run, name="sponge-session-builder", daemon=True)
         thread.start()
