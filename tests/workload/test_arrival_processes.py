@@ -57,9 +57,7 @@ def test_bursts_of_a_fractional_rate_keep_the_rate() -> None:
     assert len(times) == 25
 
 
-@pytest.mark.parametrize(
-    ("rate", "duration"), [(0.0, 1.0), (-1.0, 1.0), (1.0, 0.0), (math.nan, 1.0), (1e9, 1e9)]
-)
+@pytest.mark.parametrize(("rate", "duration"), [(0.0, 1.0), (-1.0, 1.0), (1.0, 0.0), (math.nan, 1.0), (1e9, 1e9)])
 @pytest.mark.parametrize("name", sorted(PROCESSES))
 def test_process_refuses_impossible_numbers(name: str, rate: float, duration: float) -> None:
     """Rather than fill the memory."""
@@ -86,6 +84,14 @@ def test_request_overtaken_in_the_network_arrives_later() -> None:
     workload = Workload.from_network([0.0, 0.1], trace, [100.0, 10.0], 1.0)
     assert workload.sent_at_s.tolist() == [0.1, 0.0]
     assert workload.budget_s.tolist() == pytest.approx([0.9, 0.0])
+
+
+def test_clients_that_travel_apart_meet_their_own_place_of_the_trace() -> None:
+    """Several phones need no trace each: the same log, entered elsewhere, is another journey."""
+    trace = BandwidthTrace(times_s=[0.0, 1.0], bytes_per_s=[100.0, 10.0], end_s=2.0)
+    workload = Workload.from_network([0.0, 0.1, 0.2], trace, 5.0, 1.0, offset_s=[0.0, 1.0, 2.0])
+    assert workload.sent_at_s.tolist() == [0.0, 0.2, 0.1]
+    assert workload.network_s.tolist() == pytest.approx([0.05, 0.05, 0.5])
 
 
 def test_workload_refuses_what_cannot_be() -> None:

@@ -15,9 +15,7 @@ from sponge.workload import BandwidthTrace, lte_like
 def step_trace(*steps: tuple[float, float], loops: bool = True) -> BandwidthTrace:
     """Make a trace of (duration [s], bandwidth [bytes/s]) steps."""
     edges = np.concatenate([[0.0], np.cumsum([duration for duration, _ in steps])])
-    return BandwidthTrace(
-        times_s=edges[:-1], bytes_per_s=[rate for _, rate in steps], end_s=edges[-1], loops=loops
-    )
+    return BandwidthTrace(times_s=edges[:-1], bytes_per_s=[rate for _, rate in steps], end_s=edges[-1], loops=loops)
 
 
 def upload_by_stepping(trace: BandwidthTrace, sent_at_s: float, payload_bytes: float) -> float:
@@ -151,9 +149,7 @@ def test_bandwidth_at_an_instant_is_that_of_the_step_that_begins_there() -> None
         ([0.0], [0.0], 1.0, "carry data"),
     ],
 )
-def test_impossible_traces_are_refused(
-    times_s: list[float], bytes_per_s: list[float], end_s: float, word: str
-) -> None:
+def test_impossible_traces_are_refused(times_s: list[float], bytes_per_s: list[float], end_s: float, word: str) -> None:
     """Found at construction, so that no later sum can be wrong."""
     with pytest.raises(ValueError, match=word):
         BandwidthTrace(times_s=times_s, bytes_per_s=bytes_per_s, end_s=end_s)
@@ -190,9 +186,7 @@ def test_generated_traces_have_the_documented_statistics() -> None:
 
 def test_generated_dips_can_be_outages() -> None:
     """``dip_depth=0`` turns dips into outages of the documented share and length."""
-    rate = lte_like(
-        40_000, np.random.default_rng(7), dip_share=0.1, dip_depth=0.0, dip_length_s=4.0
-    ).bytes_per_s
+    rate = lte_like(40_000, np.random.default_rng(7), dip_share=0.1, dip_depth=0.0, dip_length_s=4.0).bytes_per_s
     out = rate == 0
     starts = int(np.sum(out[1:] & ~out[:-1]))
     assert float(out.mean()) == pytest.approx(0.1, abs=0.02)

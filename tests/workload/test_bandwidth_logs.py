@@ -133,9 +133,7 @@ log_like = st.one_of(
     st.lists(
         st.lists(
             st.one_of(
-                st.sampled_from(
-                    ["time_s", "mbps", "0", "1e308", "1e-308", "-1", "nan", "inf", "9" * 400, "#", '"']
-                ),
+                st.sampled_from(["time_s", "mbps", "0", "1e308", "1e-308", "-1", "nan", "inf", "9" * 400, "#", '"']),
                 st.integers(-5, 10**15).map(str),
                 st.floats().map(repr),
             ),
@@ -143,9 +141,7 @@ log_like = st.one_of(
             max_size=6,
         ),
         max_size=6,
-    ).flatmap(
-        lambda rows: st.sampled_from(" ,;\t").map(lambda gap: "\n".join(gap.join(row) for row in rows))
-    ),
+    ).flatmap(lambda rows: st.sampled_from(" ,;\t").map(lambda gap: "\n".join(gap.join(row) for row in rows))),
 )
 
 

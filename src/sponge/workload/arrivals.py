@@ -25,9 +25,7 @@ def _check(rate_rps: float, duration_s: float) -> None:
     if not (math.isfinite(duration_s) and duration_s > 0):
         raise ValueError(f"duration_s must be positive, got {duration_s!r}")
     if rate_rps * duration_s > MAX_REQUESTS:
-        raise ValueError(
-            f"rate_rps * duration_s must be at most {MAX_REQUESTS:,}, got {rate_rps * duration_s:g}"
-        )
+        raise ValueError(f"rate_rps * duration_s must be at most {MAX_REQUESTS:,}, got {rate_rps * duration_s:g}")
 
 
 def constant(rate_rps: float, duration_s: float, rng: np.random.Generator) -> FloatArray:

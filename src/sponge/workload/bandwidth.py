@@ -66,9 +66,7 @@ class BandwidthTrace:
         edges_s = np.append(self.times_s, self.end_s)
         sent_bytes = np.concatenate([[0.0], np.cumsum(self.bytes_per_s * np.diff(edges_s))])
         if sent_bytes[-1] < MIN_MEAN_BYTES_PER_S * self.end_s:
-            raise ValueError(
-                f"bytes_per_s must carry data: it delivers {sent_bytes[-1]:g} bytes in {self.end_s:g} s"
-            )
+            raise ValueError(f"bytes_per_s must carry data: it delivers {sent_bytes[-1]:g} bytes in {self.end_s:g} s")
         object.__setattr__(self, "_edges_s", edges_s)
         object.__setattr__(self, "_sent_bytes", sent_bytes)
 

@@ -74,9 +74,7 @@ def load_bandwidth(path: str | os.PathLike[str], format: LogFormat = "auto") -> 
     try:
         text = Path(name).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise TraceError(
-            f"{name}: not a text file in UTF-8 ({error.reason} at byte {error.start})"
-        ) from error
+        raise TraceError(f"{name}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
     except (OSError, ValueError) as error:
         raise TraceError(f"{name}: cannot be read ({error})") from error
     lines = [
@@ -130,9 +128,7 @@ def _guess(line: _Line) -> str:
 
 
 def _ghent(lines: list[_Line]) -> BandwidthTrace:
-    expected = (
-        "six numbers: epoch ms, ms since start, latitude, longitude, bytes and ms (> 0) since the last line"
-    )
+    expected = "six numbers: epoch ms, ms since start, latitude, longitude, bytes and ms (> 0) since the last line"
     durations_s, rates = [], []
     for line in lines:
         fields = line.text.split()
@@ -171,9 +167,7 @@ def _milliseconds(lines: list[_Line], expected: str) -> Iterator[int]:
     last = 0
     for line in lines:
         # Thirteen digits are 300 years; more would be a number of another kind.
-        if not (
-            line.text.isascii() and line.text.isdigit() and len(line.text) <= 13 and int(line.text) >= last
-        ):
+        if not (line.text.isascii() and line.text.isdigit() and len(line.text) <= 13 and int(line.text) >= last):
             raise line.wrong(expected)
         last = int(line.text)
         yield last
@@ -195,9 +189,7 @@ def _csv(lines: list[_Line]) -> BandwidthTrace:
         times_s.append(time * seconds)
         rates.append(rate * bytes_per_s)
     if not times_s:
-        raise TraceError(
-            f"{lines[0].file}, line {lines[0].number}: expected lines of data after the header, got none"
-        )
+        raise TraceError(f"{lines[0].file}, line {lines[0].number}: expected lines of data after the header, got none")
     last_step_s = times_s[-1] - times_s[-2] if len(times_s) > 1 else 1.0
     starts_s = np.array(times_s) - times_s[0]
     return BandwidthTrace(times_s=starts_s, bytes_per_s=rates, end_s=starts_s[-1] + last_step_s)
@@ -208,9 +200,7 @@ def _header(line: _Line, delimiter: str) -> tuple[int, float, int, float, int]:
     times = [column for column in columns if column in _SECONDS_OF]
     rates = [column for column in columns if column in _BYTES_PER_S_OF]
     if len(times) != 1 or len(rates) != 1:
-        raise line.wrong(
-            f"a header with one of {', '.join(_SECONDS_OF)} and one of {', '.join(_BYTES_PER_S_OF)}"
-        )
+        raise line.wrong(f"a header with one of {', '.join(_SECONDS_OF)} and one of {', '.join(_BYTES_PER_S_OF)}")
     time, rate = times[0], rates[0]
     return columns.index(time), _SECONDS_OF[time], columns.index(rate), _BYTES_PER_S_OF[rate], len(columns)
 

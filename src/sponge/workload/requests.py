@@ -70,6 +70,7 @@ class Workload:
         payload_bytes: npt.ArrayLike,
         slo_s: npt.ArrayLike,
         *,
+        offset_s: npt.ArrayLike = 0.0,
         shortcut: bool = False,
     ) -> Workload:
         """Send requests through a network.
@@ -77,11 +78,13 @@ class Workload:
         Parameters
         ----------
         sent_at_s
-            Send times [s from the start of the trace], shape ``(n_requests,)``, in any order.
+            Send times [s], shape ``(n_requests,)``, in any order.
         trace
             The bandwidth that each request has to itself.
         payload_bytes, slo_s
             Size [bytes] and allowance from sending to answer [s, > 0]: one for all, or one for each.
+        offset_s
+            Place in the trace at time 0 [s, ≥ 0]: one for all, or one for each, for clients that travel apart.
         shortcut
             See `BandwidthTrace.upload_time_s`.
 
@@ -95,12 +98,11 @@ class Workload:
         slo = np.broadcast_to(np.asarray(slo_s, dtype=np.float64), sent.shape)
         if not np.all(slo > 0):
             raise ValueError(f"slo_s must be positive, got {float(slo[~(slo > 0)][0])!r}")
-        upload_s = np.broadcast_to(trace.upload_time_s(sent, payload_bytes, shortcut=shortcut), sent.shape)
+        starts_s = sent + np.broadcast_to(np.asarray(offset_s, dtype=np.float64), sent.shape)
+        upload_s = np.broadcast_to(trace.upload_time_s(starts_s, payload_bytes, shortcut=shortcut), sent.shape)
         if not np.all(np.isfinite(upload_s)):
             stuck = float(sent[~np.isfinite(upload_s)][0])
-            raise ValueError(
-                f"the upload sent at {stuck:g} s never ends: the trace has no bandwidth from then on"
-            )
+            raise ValueError(f"the upload sent at {stuck:g} s never ends: the trace has no bandwidth from then on")
         arrived = sent + upload_s
         order = np.argsort(arrived, kind="stable")
         return cls(sent_at_s=sent[order], arrived_at_s=arrived[order], deadline_s=(sent + slo)[order])
