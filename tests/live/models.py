@@ -108,3 +108,48 @@ def convolutions(channels: int = 32, layers: int = 4, *, size: int = 32, seed: i
 def with_output(output: onnx.ValueInfoProto, *nodes: onnx.NodeProto) -> bytes:
     """A model of ``x`` (batch, features) with *output*, computed by *nodes*."""
     return build(list(nodes), [tensor("x", FLOAT, ["batch", "features"])], [output])
+
+
+def lookup(rows: int = 100) -> bytes:
+    """``y = table[i]`` for i of shape (batch): raises for the whole batch if one index is out of range."""
+    table = numpy_helper.from_array(np.arange(rows, dtype=np.float32) * 10, "table")
+    return build(
+        [node("Gather", ["table", "i"], ["y"])],
+        [tensor("i", INT64, ["batch"])],
+        [tensor("y", FLOAT, ["batch"])],
+        [table],
+    )
+
+
+def positive_rows() -> bytes:
+    """``y`` = the rows of x whose first entry is positive: fewer rows than x, which shows only when it is run."""
+    zero = numpy_helper.from_array(np.array(0, dtype=np.float32), "zero")
+    first = numpy_helper.from_array(np.array(0, dtype=np.int64), "first")
+    nodes = [
+        node("Gather", ["x", "first"], ["column"], axis=1),
+        node("Greater", ["column", "zero"], ["positive"]),
+        node("Compress", ["x", "positive"], ["y"], axis=0),
+    ]
+    return build(nodes, [tensor("x", FLOAT, ["batch", 4])], [tensor("y", FLOAT, ["kept", 4])], [zero, first])
+
+
+def loop() -> bytes:
+    """``y = x`` after ``rounds`` (one number a row) turns of a loop: takes as long as the input says."""
+    body = helper.make_graph(
+        [node("Identity", ["going"], ["going_on"]), node("Sin", ["state"], ["state_next"])],
+        "body",
+        [tensor("turn", INT64, []), tensor("going", BOOL, []), tensor("state", FLOAT, [64, 64])],
+        [tensor("going_on", BOOL, []), tensor("state_next", FLOAT, [64, 64])],
+    )
+    start = numpy_helper.from_array(np.ones((64, 64), dtype=np.float32), "start")
+    true = numpy_helper.from_array(np.array(True), "true")
+    nodes = [
+        node("ReduceMax", ["rounds"], ["most"], keepdims=0),
+        node("Loop", ["most", "true", "start"], ["end"], body=body),
+        node("ReduceMin", ["end"], ["least"], keepdims=0),
+        node("Mul", ["least", "zero"], ["nothing"]),
+        node("Add", ["x", "nothing"], ["y"]),
+    ]
+    zero = numpy_helper.from_array(np.array(0, dtype=np.float32), "zero")
+    inputs = [tensor("x", FLOAT, ["batch"]), tensor("rounds", INT64, ["batch"])]
+    return build(nodes, inputs, [tensor("y", FLOAT, ["batch"])], [start, true, zero])
