@@ -210,10 +210,12 @@ class Lane:
         settle(entry.future, failure)
 
 
-def settle(future: Future[Outputs], outcome: Outputs | Exception) -> None:
-    """Give a future its outcome; a client that has settled it by itself is left alone."""
+def settle(future: Future[Outputs], outcome: Outputs | Exception | None) -> None:
+    """Give a future its outcome, None for a cancelled one; a client that has settled it by itself is left alone."""
     try:
-        if isinstance(outcome, Exception):
+        if outcome is None:
+            future.set_running_or_notify_cancel()  # or those who wait for it by `concurrent.futures.wait` never hear
+        elif isinstance(outcome, Exception):
             future.set_exception(outcome)
         else:
             future.set_result(outcome)

@@ -340,19 +340,19 @@ class Scheduler:
         """Handle what is in the inbox, unless somebody is at it."""
         while self._inbox and self._engine.acquire(blocking=False):
             try:
-                refused, left = self._turn()
+                settled, left = self._turn()
             finally:
                 self._engine.release()
-            for entry, error in refused:
+            for entry, error in settled:
                 settle(entry.future, error)
             if left:
                 self._alarm.set()
                 return
 
-    def _turn(self) -> tuple[list[tuple[Entry, SpongeError]], bool]:
-        """Handle some events; return the requests turned away, and whether events are left."""
+    def _turn(self) -> tuple[list[tuple[Entry, SpongeError | None]], bool]:
+        """Handle some events; return the requests that have got their outcome by it, and whether events are left."""
         inbox, controller, clock = self._inbox, self.controller, self._clock
-        refused: list[tuple[Entry, SpongeError]] = []
+        settled: list[tuple[Entry, SpongeError | None]] = []
         for _ in range(_EVENTS_PER_TURN):
             if not inbox:
                 break
@@ -360,7 +360,11 @@ class Scheduler:
             now = clock()
             if isinstance(event, Arrived):
                 self._submitted += 1
-            elif isinstance(event, Cancelled) and self._entries.pop(event.request_id, None) is not None:
+            elif isinstance(event, Cancelled):
+                # Whoever takes the entry, a lane or the engine, is the one who settles it.
+                entry = self._entries.pop(event.request_id, None)
+                if entry is not None:
+                    settled.append((entry, None))
                 self._cancelled += 1
             actions = controller.handle(event, now=now)
             if self._recorder is not None:
@@ -373,14 +377,14 @@ class Scheduler:
                 else:
                     entry = self._entries.pop(action.request_id, None)
                     if entry is not None:
-                        refused.append((entry, self._reason(entry, action.reason, now)))
+                        settled.append((entry, self._reason(entry, action.reason, now)))
         wakeup, before = controller.next_wakeup(), self._wakeup
         self._wakeup = wakeup
         if wakeup is not None and (before is None or wakeup < before):
             self._alarm.set()
         if self._closing and controller.idle and not inbox:
             self._idle.set()
-        return refused, bool(inbox)
+        return settled, bool(inbox)
 
     def _watch(self) -> None:
         while not self._stopped:
@@ -391,8 +395,8 @@ class Scheduler:
             if not rung:
                 with self._engine:
                     self._inbox.append(Tick())
-                    refused, _ = self._turn()
-                for entry, error in refused:
+                    settled, _ = self._turn()
+                for entry, error in settled:
                     settle(entry.future, error)
             self._run_engine()
 
