@@ -163,6 +163,17 @@ def test_a_damaged_file_is_written_anew(cache):
     assert entries(cache) == [entry]
 
 
+def test_leftovers_of_killed_processes_are_removed(cache):
+    """A process that dies while saving would otherwise leave a copy of the weights for ever; a live one is spared."""
+    for name in ("old", "young"):
+        (cache / "models" / f".saving-{name}").mkdir(parents=True)
+        (cache / "models" / f".saving-{name}" / WEIGHTS_NAME).write_bytes(b"0")
+    cache.chmod(0o700)
+    os.utime(cache / "models" / ".saving-old", (0, 0))
+    ElasticSession(CHAIN, max_threads=1).close()
+    assert [path.name for path in entries(cache) if path.name.startswith(".")] == [".saving-young"]
+
+
 @pytest.mark.parametrize("manifest", ["", "[]", "3", "{}", json.dumps({"other": 1})])
 def test_a_damaged_manifest_is_written_anew(cache, manifest):
     """Whatever the manifest has become, the answer is to make the entry again."""

@@ -10,14 +10,17 @@ The saved form holds layouts for this CPU and this build of ONNX Runtime, so bot
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
+import mmap
 import os
 import platform
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,8 @@ FORMAT = 1
 
 MIN_EXTERNAL_BYTES = 1024
 """Smaller tensors stay in the model file: a mapping each would cost a page of 4 KiB."""
+
+UNFINISHED = ".saving-"
 
 _LOCATION = re.compile(rb"\x0a\x08location\x12")
 
@@ -66,7 +71,12 @@ class ModelSource:
 
     def digest(self) -> str:
         """Return the SHA-256 of the model and of the external weight files it names, as far as they are found."""
-        content = Path(self.path).read_bytes() if self.path is not None else self.data or b""
+        if self.path is None or os.path.getsize(self.path) == 0:
+            return self._digest(self.data or b"")
+        with open(self.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return self._digest(content)
+
+    def _digest(self, content: bytes | mmap.mmap) -> str:
         digest = hashlib.sha256(content)
         for path in self._external_files(content):
             digest.update(path.name.encode())
@@ -75,7 +85,7 @@ class ModelSource:
                     digest.update(chunk)
         return digest.hexdigest()
 
-    def _external_files(self, content: bytes) -> Iterator[Path]:
+    def _external_files(self, content: bytes | mmap.mmap) -> Iterator[Path]:
         folder = Path(self.data_folder or (Path(self.path).parent if self.path is not None else "."))
         for name in sorted(external_locations(content)):
             path = folder / name
@@ -83,7 +93,7 @@ class ModelSource:
                 yield path
 
 
-def external_locations(content: bytes) -> set[str]:
+def external_locations(content: bytes | mmap.mmap) -> set[str]:
     """Return the file names under which a serialised ONNX model keeps external weights.
 
     The entries are protobuf pairs of the key ``location`` and a length-delimited value (onnx.proto,
@@ -194,7 +204,8 @@ def save(cache: CacheDirectory, key: str, source: ModelSource, settings: Session
     """
     models = cache.path / "models"
     models.mkdir(mode=0o700, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".saving-", dir=models))  # mode 0700
+    _remove_leftovers(models)
+    work = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=models))  # mode 0700
     try:
         options = settings.saving_options(str(work / MODEL_NAME), WEIGHTS_NAME, MIN_EXTERNAL_BYTES)
         ort.InferenceSession(source.argument, options, providers=list(settings.providers))
@@ -221,6 +232,14 @@ def save(cache: CacheDirectory, key: str, source: ModelSource, settings: Session
     if saved is None:
         raise OSError(f"the optimised model could not be kept in {final}")
     return saved
+
+
+def _remove_leftovers(models: Path) -> None:
+    """Remove what killed processes left half-written; nothing takes a day to save."""
+    for path in models.glob(f"{UNFINISHED}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > 86_400:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def discard(saved: Path) -> None:

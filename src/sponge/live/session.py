@@ -41,8 +41,8 @@ class ElasticSession:
     ----------
     session_or_path
         An ``onnxruntime.InferenceSession`` (its model, providers and options are taken over as far as ONNX Runtime
-        lets them be read, and `notes` tells the rest; the session itself stays the caller's), a path, or a model's
-        bytes.
+        lets them be read, and `notes` tells the rest; the session stays the caller's, with its own copy of the weights
+        until it is let go), a path, or a model's bytes.
     max_threads
         Largest number of threads of a run, and of all lanes together; by default the CPUs this process may use.
     max_lanes
