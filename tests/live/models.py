@@ -105,6 +105,49 @@ def convolutions(channels: int = 32, layers: int = 4, *, size: int = 32, seed: i
     return build(nodes, inputs, [tensor("features", FLOAT, ["batch", channels])], weights)
 
 
+def recurrent(features: int = 16, hidden: int = 32, *, seed: int = 0) -> bytes:
+    """The last state ``y`` (batch, hidden) of an LSTM over ``x`` (batch, 7, features); its kernel prepacks weights."""
+    rng = np.random.default_rng(seed)
+    weights = [
+        numpy_helper.from_array(rng.standard_normal((1, 4 * hidden, features), dtype=np.float32), "w"),
+        numpy_helper.from_array(rng.standard_normal((1, 4 * hidden, hidden), dtype=np.float32), "r"),
+        numpy_helper.from_array(np.array([0], dtype=np.int64), "axis"),
+    ]
+    nodes = [
+        node("Transpose", ["x"], ["steps"], perm=[1, 0, 2]),
+        node("LSTM", ["steps", "w", "r"], ["", "last"], hidden_size=hidden),
+        node("Squeeze", ["last", "axis"], ["y"]),
+    ]
+    inputs = [tensor("x", FLOAT, ["batch", 7, features])]
+    return build(nodes, inputs, [tensor("y", FLOAT, ["batch", hidden])], weights)
+
+
+def branches(width: int = 64, *, seed: int = 0) -> bytes:
+    """``y`` = x times one of two matrices, by the sign of the sum of x: weights inside subgraphs."""
+    rng = np.random.default_rng(seed)
+    sides = []
+    for name in ("positive", "negative"):
+        matrix = numpy_helper.from_array(rng.standard_normal((width, width), dtype=np.float32), f"{name}_w")
+        product = [node("MatMul", ["x", f"{name}_w"], [name])]
+        sides.append(helper.make_graph(product, name, [], [tensor(name, FLOAT, ["batch", width])], [matrix]))
+    nodes = [
+        node("ReduceSum", ["x"], ["sum"], keepdims=0),
+        node("Greater", ["sum", "zero"], ["is_positive"]),
+        node("If", ["is_positive"], ["y"], then_branch=sides[0], else_branch=sides[1]),
+    ]
+    zero = numpy_helper.from_array(np.array(0, dtype=np.float32), "zero")
+    x, y = (tensor(name, FLOAT, ["batch", width]) for name in "xy")
+    return build(nodes, [x], [y], [zero])
+
+
+def overridable(width: int = 64, *, seed: int = 0) -> bytes:
+    """``y`` = x times w, where w (width, width) has a default and may be given as an input."""
+    matrix = np.random.default_rng(seed).standard_normal((width, width), dtype=np.float32)
+    inputs = [tensor("x", FLOAT, ["batch", width]), tensor("w", FLOAT, [width, width])]
+    outputs = [tensor("y", FLOAT, ["batch", width])]
+    return build([node("MatMul", ["x", "w"], ["y"])], inputs, outputs, [numpy_helper.from_array(matrix, "w")])
+
+
 def with_output(output: onnx.ValueInfoProto, *nodes: onnx.NodeProto) -> bytes:
     """A model of ``x`` (batch, features) with *output*, computed by *nodes*."""
     return build(list(nodes), [tensor("x", FLOAT, ["batch", "features"])], [output])

@@ -46,6 +46,9 @@ MODELS = {
     "several inputs and outputs": (models.several(), IMAGE),
     "matmul chain": (models.matmul_chain(), None),
     "convolutions": (models.convolutions(), None),
+    "recurrent": (models.recurrent(), None),
+    "weights in subgraphs": (models.branches(), None),
+    "overridable weights": (models.overridable(), None),
 }
 
 
@@ -190,6 +193,16 @@ def test_a_missing_input_is_refused_before_the_run():
             elastic.run(inputs)
 
 
+def test_overridable_weights_may_be_given_with_a_run():
+    """They are inputs that need not be there: more arrays than the model needs are not an error of the caller."""
+    model = models.overridable(8)
+    with ElasticSession(model, max_threads=1) as elastic:
+        inputs = {**elastic.example_inputs(2), "w": np.eye(8, dtype=np.float32)}
+        np.testing.assert_array_equal(elastic.run(inputs)[0], inputs["x"])
+        with pytest.raises(ValueError, match="input 'x' is missing"):
+            elastic.run({"w": inputs["w"], "v": inputs["w"]})
+
+
 def test_a_width_that_was_not_built_is_refused():
     """Serving must never build a session; the caller is told which widths there are."""
     with ElasticSession(models.identity(), max_threads=8, widths=[4, 1, 4]) as elastic:
@@ -285,6 +298,13 @@ def test_options_of_a_wrapped_session_are_kept():
     assert mine.optimized_model_filepath == ""
     with pytest.raises(RuntimeError, match="does not have"):
         mine.get_session_config_entry("session.use_env_allocators")
+
+
+def test_warnings_about_the_model_do_not_come_with_every_session(capfd):
+    """A model that ONNX Runtime warns about would fill the log once per width and lane."""
+    with ElasticSession(models.overridable(), max_threads=4, max_lanes=2) as elastic:
+        elastic.run(elastic.example_inputs(1))
+    assert "appears in graph inputs" not in capfd.readouterr().err
 
 
 def test_options_given_with_a_path_count_like_those_of_a_session():

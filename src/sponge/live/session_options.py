@@ -141,6 +141,9 @@ class SessionSettings:
         config = {key: entry for key, entry in self.config.items() if key not in SAVED_MODEL_DROPS}
         level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         attributes = {**self.attributes, "graph_optimization_level": level}
+        if attributes.get("log_severity_level", -1) == -1:
+            # Not chosen by the user: a warning about the model would come again with every one of many sessions.
+            attributes["log_severity_level"] = 3
         return attrs.evolve(self, attributes=attributes, config=config, free_dimensions={})
 
 
