@@ -362,7 +362,7 @@ def test_workers_are_found_and_end_on_closing():
 
 def test_closed_session_refuses_to_run_and_lets_waiting_runs_go():
     """Nobody may wait for ever for a session that has gone."""
-    elastic = ElasticSession(models.identity(), max_threads=2)
+    elastic = ElasticSession(models.identity(), max_threads=4, max_lanes=2)
     inputs = elastic.example_inputs(1)
     held = elastic._free[2].get()
     with ThreadPoolExecutor(2) as pool:

@@ -14,6 +14,7 @@ Rules:
 
 from __future__ import annotations
 
+import itertools
 import os
 import queue
 import threading
@@ -242,13 +243,14 @@ class ElasticSession:
         examples = [self.example_inputs(size, shapes=shapes) for size in sorted(set(batch_sizes), reverse=True)]
         for width in self.widths:
             # All sessions of a width are borrowed before the first is given back, or one might be run twice.
-            borrowed = [self._free[width].get() for _ in range(self._built[width])]
+            borrowed: list[Any] = []
             try:
-                for run in borrowed:
-                    if run is None:
+                for _ in range(self._built[width]):
+                    borrowed.append(self._free[width].get())
+                    if borrowed[-1] is None:
                         raise RuntimeError("the ElasticSession is closed")
-                    for example in examples:
-                        run(self._output_names, example, None)
+                for run, example in itertools.product(borrowed, examples):
+                    run(self._output_names, example, None)
             finally:
                 for run in borrowed:
                     self._free[width].put(run)
