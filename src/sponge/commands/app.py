@@ -1,0 +1,151 @@
+"""What the command line takes: options and their texts. The work is in the module of each command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import sponge
+from sponge.errors import SpongeError
+
+app = typer.Typer(
+    help="Meet each request's own deadline on an ONNX model with as few CPU cores as possible.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, and nothing else.")]
+
+
+@contextmanager
+def _told_errors() -> Iterator[None]:
+    """Turn errors that name their cause into one line and exit status 1; others stay tracebacks."""
+    try:
+        yield
+    except (SpongeError, ValueError, OSError, ImportError) as error:
+        print(f"sponge: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        print("sponge: stopped", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"sponge {sponge.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options that come before the command."""
+
+
+@app.command()
+def doctor(as_json: _Json = False) -> None:
+    """Say what CPU control this machine allows, and why, and which versions are installed."""
+    from sponge.commands.doctor import examine, explain
+
+    with _told_errors():
+        found = examine()
+        _print_json(found.to_json()) if as_json else print(explain(found))
+
+
+@app.command()
+def profile(
+    model: Annotated[Path, typer.Argument(help="An ONNX model.")],
+    max_cores: Annotated[
+        int | None, typer.Option(help="Most cores to measure.  [default: all that this process may use]", min=1)
+    ] = None,
+    max_batch: Annotated[int, typer.Option(help="Largest batch to measure.", min=1)] = 8,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="Sizes of an input's axes, such as images=1,3,640,640; for each with free axes."),
+    ] = None,
+    budget_s: Annotated[float, typer.Option(help="Time to spend on measuring [s].", min=1.0)] = 60.0,
+    out: Annotated[Path | None, typer.Option(help="Save the profile here, as JSON.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the profile here (.png, .svg or .pdf).")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Measure a model's latency over batch sizes and cores."""
+    from sponge.commands.profile import measure, parse_shapes
+
+    with _told_errors():
+        measured = measure(
+            model,
+            max_cores=max_cores,
+            max_batch_size=max_batch,
+            shapes=parse_shapes(shape or []),
+            budget_s=budget_s,
+            quiet=as_json,
+        )
+        _print_json(measured.to_json()) if as_json else print(measured.explain())
+        if out is not None:
+            measured.profile.save(out)
+        if plot is not None:
+            measured.profile.plot(plot)
+
+
+@app.command()
+def demo(
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Bandwidth log: Ghent 4G, Mahimahi or CSV.  [default: a generated LTE-like one]"),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Requests per second.  [default: half of what all cores can serve, as measured]"),
+    ] = None,
+    slo: Annotated[float, typer.Option(help="Time from sending to the answer [s].")] = 0.8,
+    duration: Annotated[float, typer.Option(help="Length of each run [s].", min=1.0)] = 12.0,
+    payload_kb: Annotated[float, typer.Option(help="Size of each upload [1000 bytes].", min=0.0)] = 500.0,
+    arrivals: Annotated[str, typer.Option(help="When clients send: bursts, poisson or constant.")] = "bursts",
+    phones: Annotated[int, typer.Option(help="Phones, each at its own place of the log.", min=1)] = 20,
+    seed: Annotated[int, typer.Option(help="Of the network and the send times, the same for all.", min=0)] = 0,
+    max_cores: Annotated[
+        int | None, typer.Option(help="Most cores to use.  [default: what this process may use, at most 4]", min=1)
+    ] = None,
+    profile_s: Annotated[float, typer.Option(help="Time for measuring the model first [s].", min=1.0)] = 10.0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Draw the runs here (.png, .svg, .pdf).  [default: sponge-demo.png, without --json]"),
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Serve a real text detector to phones on a 4G network: static allocations against sponge."""
+    from sponge.commands.demo import DemoSettings, run_demo
+
+    with _told_errors():
+        settings = DemoSettings(
+            trace=trace,
+            rate_rps=rate,
+            slo_s=slo,
+            duration_s=duration,
+            payload_bytes=1000 * payload_kb,
+            arrivals=arrivals,
+            phones=phones,
+            seed=seed,
+            max_cores=max_cores,
+            profile_s=profile_s,
+        )
+        result = run_demo(settings, quiet=as_json)
+        _print_json(result.to_json()) if as_json else result.print()
+        picture = out or (None if as_json else Path("sponge-demo.png"))
+        if picture is not None:
+            result.draw(picture)
+            print(f"picture: {picture.absolute()}", file=sys.stderr if as_json else sys.stdout)
