@@ -100,7 +100,7 @@ def test_nothing_to_replay_is_refused(session: ElasticSession) -> None:
         run(session, workload([], []), StaticController(1.0, order="fifo", max_batch_size=1))
 
 
-def test_other_processes_are_noticed_and_this_one_is_not() -> None:
+def test_other_processes_are_noticed() -> None:
     """A figure measured beside a busy neighbour must not pass for one measured alone."""
     started_at = time.monotonic()
     others = OtherProcesses()

@@ -54,7 +54,7 @@ def save_figure(path: str | os.PathLike[str], series: Sequence[Series], *, title
     if not series or not all(run.outcomes for run in series):
         raise ValueError("series must hold at least one run, each with outcomes")
     figure_class = _figure_class()
-    figure = figure_class(figsize=(9, 7), layout="constrained")
+    figure = figure_class(figsize=(9, 8), layout="constrained")
     budget_axes, cores_axes, miss_axes = figure.subplots(
         3, 1, sharex=True, gridspec_kw={"height_ratios": [1, 1.4, 1]}
     )
@@ -78,7 +78,8 @@ def save_figure(path: str | os.PathLike[str], series: Sequence[Series], *, title
     miss_axes.set_xlabel("time [s]")
     miss_axes.yaxis.get_major_locator().set_params(integer=True)
     for axes in (cores_axes, miss_axes):
-        axes.legend(loc="upper right", fontsize="small", framealpha=0.8)
+        # Above the axes: the misses of the last seconds must not hide behind a legend.
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize="small", frameon=False)
     for axes in (budget_axes, cores_axes, miss_axes):
         axes.grid(alpha=0.25)
     if title:
