@@ -43,15 +43,12 @@ def surroundings() -> Surroundings:
 
 _WRITABLE_IN_CONTAINER = {
     Surroundings.KUBERNETES: (
-        "Set `securityContext: {privileged: true}` on the container, or, without privileges, use a runtime "
-        "class whose "
-        "containerd (2.1 or later) has `cgroup_writable = true`, and run as the owner of /sys/fs/cgroup "
-        "(root)"
+        "Give the container `securityContext: {privileged: true}`; or, without privileges, a runtime class "
+        "whose containerd (2.1 or later) has `cgroup_writable = true`. Run as root in it"
     ),
     Surroundings.DOCKER: (
         "Start the container with `--cgroupns=private --security-opt writable-cgroups=true` (Docker 28 or "
-        "later), or "
-        "with `--privileged`, and run as root in it"
+        "later) or with `--privileged`, and run as root in it"
     ),
     Surroundings.PODMAN: (
         "Start the container with `--cgroupns=private --security-opt unmask=/sys/fs/cgroup`, and run as root in it"
@@ -73,12 +70,10 @@ def _delegation(version: Literal[1, 2], directory: str) -> str:
         )
     if surroundings() is Surroundings.SYSTEMD:
         return (
-            "Start it with `systemd-run --user --scope -p Delegate=yes python …`, or put `Delegate=yes` into "
-            "the "
-            "[Service] section of its unit; if that grants no cpu, let root put `[Service] Delegate=cpu "
-            "memory pids` "
-            "into /etc/systemd/system/user@.service.d/delegate.conf, then `systemctl daemon-reload` and log "
-            "in again"
+            "Put `Delegate=yes` into the [Service] section of its unit, or start it with "
+            "`systemd-run --user --scope -p Delegate=yes python …`; if that grants no cpu, let root put the "
+            "lines `[Service]` and `Delegate=cpu memory pids` into "
+            "/etc/systemd/system/user@.service.d/delegate.conf, run `systemctl daemon-reload`, and log in again"
         )
     home, make = directory.rstrip("/"), ""
     if not os.path.exists(f"{home}/cgroup.type"):  # the root of the tree: that is nobody's to be given
@@ -117,8 +112,7 @@ def unreachable(reason: str) -> CgroupUnavailable:
         return CgroupUnavailable(_sentence(reason), _WRITABLE_IN_CONTAINER[where])
     return CgroupUnavailable(
         _sentence(reason),
-        "Mount it: `mount -t cgroup2 none /sys/fs/cgroup` (as root; systemd does it at boot); the kernel "
-        "needs "
+        "As root: `mount -t cgroup2 none /sys/fs/cgroup` (systemd does it at boot); the kernel needs "
         "CONFIG_CFS_BANDWIDTH",
     )
 
@@ -153,10 +147,9 @@ def refused(error: OSError, version: Literal[1, 2], parent: str, location: Locat
 def _refused_v2(error: OSError, parent: str, location: Location | None) -> CgroupUnavailable | None:
     if "cpu" not in _words(os.path.join(parent, "cgroup.controllers")):
         above = os.path.dirname(parent.rstrip("/"))
-        advice = how_to_write(2, parent, read_only=False)
-        if surroundings() not in _WRITABLE_IN_CONTAINER:
-            by_hand = f"Let root `echo +cpu > {above}/cgroup.subtree_control`"
-            advice = f"{by_hand}. Where systemd runs, better: {advice}"
+        advice = f"As root: `echo +cpu > {above}/cgroup.subtree_control`"
+        if surroundings() is not Surroundings.PLAIN:
+            advice = how_to_write(2, parent, read_only=False)
         return CgroupUnavailable(f"the CPU controller is not granted to the group {parent}", advice)
     own = location.directory.rstrip("/") + "/" if location else ""
     inside = location is not None and (parent.rstrip("/") + "/").startswith(own)
@@ -167,12 +160,10 @@ def _refused_v2(error: OSError, parent: str, location: Location | None) -> Cgrou
             f"Start the process in it: `echo $$ > {parent}/cgroup.procs` before `exec`",
         )
     if error.errno in (errno.EOPNOTSUPP, errno.EBUSY):
+        on = sorted(_words(os.path.join(parent, "cgroup.subtree_control")))
         return CgroupUnavailable(
             f"the group {parent} cannot hold groups of single threads: it has ordinary child groups with "
-            f"processes, "
-            f"or controllers that know no threads "
-            f"({', '.join(sorted(_words(parent + '/cgroup.subtree_control')))}) "
-            "are switched on for its children",
+            f"processes, or controllers that know no threads are on for its children ({', '.join(on) or 'none'})",
             "Start the process in a group of its own, for example with `systemd-run --scope -p Delegate=yes python …`",
         )
     return None

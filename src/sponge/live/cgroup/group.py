@@ -242,8 +242,9 @@ class Ceiling:
         self._files: list[list[tuple[int, str]]] = []
         directory = parent
         while os.path.exists(os.path.join(directory, "cgroup.procs")):
-            # The root of the tree has no quota, nor has a group for which the controller is off.
-            with contextlib.suppress(FileNotFoundError):
+            # The root of the tree has no quota, nor has a group for which the controller is off. One that we
+            # may not read cannot be taken into account: the kernel still enforces it.
+            with contextlib.suppress(OSError):
                 self._files.append(self._open(directory))
             directory = os.path.dirname(directory)
 

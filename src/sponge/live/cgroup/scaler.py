@@ -14,48 +14,26 @@ Rules
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import itertools
-import logging
 import math
 import os
-import threading
 import weakref
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
-import attrs
-
 from sponge.errors import CgroupUnavailable, CpuControlError
 from sponge.live.cgroup import advice
 from sponge.live.cgroup.group import MAX_PERIOD_US, MIN_QUOTA_US, QuotaGroup, QuotaStatistics
-from sponge.live.cgroup.hierarchy import Location, group_of_thread, locate, start_ticks
+from sponge.live.cgroup.hierarchy import Location, locate, start_ticks
+from sponge.live.cgroup.holding import Holding, bring_in, give_back, send_home, try_thread
 from sponge.live.cgroup.leftovers import remove_leftovers
 from sponge.live.scalers import CpuScaler, check_cores, check_own_threads, is_whole
 
 if TYPE_CHECKING:
     from sponge.live.cgroup.probe import Probe
 
-_log = logging.getLogger("sponge.cgroup")
 _numbers = itertools.count()
-
-
-@attrs.define(eq=False)
-class _Holding:
-    """What has to be given back.
-
-    It lives apart from the scaler, so that it outlasts its garbage collection.
-    """
-
-    group: QuotaGroup
-    location: Location | None
-    home: str
-    """Where threads go whose origin is not known: the group of the process."""
-    origins: dict[int, str] = attrs.field(factory=dict)
-    pid: int = attrs.field(factory=os.getpid)
-    lock: threading.RLock = attrs.field(factory=threading.RLock)
 
 
 class CgroupScaler(CpuScaler):
@@ -111,11 +89,11 @@ class CgroupScaler(CpuScaler):
         location, version, parent = _choose_parent(path)
         self._holding = _set_up(version, parent, location, period_us=period_us)
         self._group = self._holding.group
-        self._finalizer = weakref.finalize(self, _give_back, self._holding)
+        self._finalizer = weakref.finalize(self, give_back, self._holding)
         self._asked = self._in_force = math.inf
         self._quota_us: int | None = None
         try:
-            _try_thread(self._holding)
+            try_thread(self._holding)
             if burst:
                 self._group.set_burst(int(self._min_cores * period_us))
         except OSError as error:
@@ -260,9 +238,11 @@ class CgroupScaler(CpuScaler):
             try:
                 present = set(self._group.thread_ids())
                 for thread_id in present - wanted:
-                    _send_home(self._holding, thread_id)
+                    send_home(self._holding, thread_id)
                 for thread_id in wanted - present:
-                    _bring_in(self._holding, thread_id)
+                    bring_in(self._holding, thread_id)
+                for thread_id in self._holding.origins.keys() - wanted:  # have ended
+                    del self._holding.origins[thread_id]
             except OSError as error:
                 path = os.fsdecode(error.filename or self._group.directory)
                 raise CpuControlError(path, "thread id", str(error.strerror)) from error
@@ -311,7 +291,7 @@ class CgroupScaler(CpuScaler):
         return probe(path)
 
 
-# --- set-up and giving back ---
+# --- set-up ---
 
 
 def _choose_parent(path: str | os.PathLike[str] | None) -> tuple[Location | None, Literal[1, 2], str]:
@@ -331,7 +311,7 @@ def _choose_parent(path: str | os.PathLike[str] | None) -> tuple[Location | None
     return (location if location is not None and location.version == version else None), version, parent
 
 
-def _set_up(version: Literal[1, 2], parent: str, location: Location | None, *, period_us: int) -> _Holding:
+def _set_up(version: Literal[1, 2], parent: str, location: Location | None, *, period_us: int) -> Holding:
     name = f"sponge-{os.getpid()}-{start_ticks(os.getpid())}-{next(_numbers)}"
     group: QuotaGroup
     try:
@@ -347,64 +327,4 @@ def _set_up(version: Literal[1, 2], parent: str, location: Location | None, *, p
         raise advice.refused(error, version, parent, location) from error
     # After ours is made: the leftovers tell version 2 that one of us switched the controller on.
     remove_leftovers(parent)
-    return _Holding(group=group, location=location, home=location.directory if location else parent)
-
-
-def _try_thread(holding: _Holding) -> None:
-    """Move a thread in and out, and write a quota: permissions alone do not tell whether the kernel agrees."""
-    done = threading.Event()
-    thread = threading.Thread(target=done.wait, name="sponge-cgroup-trial", daemon=True)
-    thread.start()
-    assert thread.native_id is not None
-    try:
-        _bring_in(holding, thread.native_id)
-        holding.group.write_quota(MIN_QUOTA_US)
-        holding.group.write_quota(None)
-        _send_home(holding, thread.native_id)
-    finally:
-        done.set()
-        thread.join()
-
-
-def _bring_in(holding: _Holding, thread_id: int) -> None:
-    origin = group_of_thread(thread_id, holding.location) if holding.location else None
-    try:
-        holding.group.add_thread(thread_id)
-    except ProcessLookupError:
-        return
-    holding.origins[thread_id] = origin or holding.home
-
-
-def _send_home(holding: _Holding, thread_id: int) -> None:
-    """Move a thread back to where it was found; if that group is gone meanwhile, to that of the process."""
-    origin = holding.origins.pop(thread_id, holding.home)
-    try:
-        holding.group.move_thread(thread_id, origin)
-    except ProcessLookupError:
-        return
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENODEV) or origin == holding.home:
-            raise
-        holding.group.move_thread(thread_id, holding.home)
-
-
-def _give_back(holding: _Holding) -> None:
-    """Undo everything; what cannot be undone is made harmless (no limit) and logged, for nobody can act on it now."""
-    if os.getpid() != holding.pid:
-        return
-    with holding.lock:
-        group = holding.group
-        try:
-            # Removed under us, it has no thread any more: then whoever did it has moved them.
-            with contextlib.suppress(FileNotFoundError):
-                for thread_id in group.thread_ids():
-                    _send_home(holding, thread_id)
-            group.remove()
-        except OSError as error:
-            # For example version 1 with a group owned by this user below one that is not: in is allowed, out is not.
-            try:
-                group.write_quota(None)
-            except CpuControlError as failure:
-                _log.warning("the CPU limit of %s could not be lifted: %s", group.directory, failure)
-            group.close_descriptors()
-            _log.info("%s stays, without a limit, until this process ends: %s", group.directory, error)
+    return Holding(group=group, location=location, home=location.directory if location else parent)
