@@ -119,6 +119,7 @@ class Controller:
         self._ceiling_cores = float("inf")
         self._ceiling_until = float("-inf")
         self._hold_until: float | None = None
+        self._hold_ends = float("inf")
         self._draining = False
         self._aborted = False
         self._batches = 0
@@ -255,7 +256,9 @@ class Controller:
                 break
             decision = self._policy.decide(state, self._queue.deadlines())
             if isinstance(decision, Wait):
-                self._hold_until = decision.until
+                if decision.until is not None:
+                    # Who waits for company waits once: what arrives in between does not prolong it.
+                    self._hold_ends = self._hold_until = min(decision.until, self._hold_ends)
                 break
             started.append(self._start(self._queue, decision, now))
         while self._late and not self._queue:
@@ -263,6 +266,8 @@ class Controller:
             if state is None:
                 break
             started.append(self._start(self._late, self._policy.cheapest(state, self._late.rows), now))
+        if not self._queue:
+            self._hold_ends = float("inf")
         self._set_cores(actions)
         actions.extend(started)
 
@@ -302,10 +307,11 @@ class Controller:
             ),
             arrival_rate_rps=self._rate.rate_rps(now),
             scale=self.drift_scale(queue.head().group),
-            may_hold=not self._draining,
+            may_hold=not self._draining and now < self._hold_ends,
         )
 
     def _start(self, queue: EdfQueue, decision: Dispatch, now: float) -> StartBatch:
+        self._hold_ends = float("inf")
         lane = self._lanes.index(None)
         busy_lanes = sum(running is not None for running in self._lanes) + 1
         requests = queue.take(decision.batch_size)

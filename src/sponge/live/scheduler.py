@@ -141,7 +141,7 @@ class Scheduler:
 
     def __init__(
         self,
-        session: ElasticSession | Any,
+        session: Any,
         solver: Solver | None = None,
         scaler: CpuScaler | None = None,
         *,
@@ -155,7 +155,10 @@ class Scheduler:
         if slo_s is not None and not slo_s > 0:
             raise ValueError(f"slo_s must be positive, got {slo_s}")
         self._owned: list[Any] = []
-        self.session = session if isinstance(session, ElasticSession) else self._own(ElasticSession(session))
+        if not isinstance(session, ElasticSession):
+            session = ElasticSession(session, max_threads=None if solver is None else math.ceil(solver.max_cores))
+            self.own(session)
+        self.session = session
         self.controller = controller or _default_controller(self.session, solver, settings)
         self.scaler: CpuScaler = scaler or ThreadScaler()
         self.slo_s = slo_s
@@ -286,6 +289,10 @@ class Scheduler:
         )
 
     # -- life cycle ----------------------------------------------------------------------------------------------
+
+    def own(self, *parts: Any) -> None:
+        """Close these with the scheduler, in this order, after everything that uses them."""
+        self._owned.extend(parts)
 
     def close(self, drain: bool = True, timeout_s: float | None = None) -> bool:
         """Accept no more requests, serve (or turn away) those that wait, and stop.
@@ -424,10 +431,6 @@ class Scheduler:
         return SchedulerClosed(entry.request_id)
 
     # -- parts ---------------------------------------------------------------------------------------------------
-
-    def _own(self, session: ElasticSession) -> ElasticSession:
-        self._owned.append(session)
-        return session
 
     def _make_lane(self, index: int) -> Lane:
         return Lane(
