@@ -118,7 +118,7 @@ class Solver:
         object.__setattr__(self, "core_levels", levels)
         object.__setattr__(self, "_choices", _tabulate(self))
 
-    def solve(self, budgets_s: Sequence[float] | FloatArray, arrival_rate_rps: float = 0.0) -> Plan:
+    def solve(self, budgets_s: Sequence[float] | npt.NDArray[Any], arrival_rate_rps: float = 0.0) -> Plan:
         """Choose the cheapest plan for this queue.
 
         Costs ``O(n·H(p) + p·log(levels))`` for ``n`` requests and ``p = max_batch_size · max_lanes`` (H: harmonic
@@ -158,7 +158,7 @@ class Solver:
         plan = self._fewest(allowed_s)
         return self._best_effort(budgets) if plan is None else plan
 
-    def solve_program(self, budgets_s: Sequence[float] | FloatArray, arrival_rate_rps: float = 0.0) -> Plan:
+    def solve_program(self, budgets_s: Sequence[float] | npt.NDArray[Any], arrival_rate_rps: float = 0.0) -> Plan:
         """Solve the same problem as an integer program in cvxpy, by SCIP: the reference, thousands of times
         slower.
 

@@ -71,7 +71,7 @@ class ProgramResult:
 
 def solve(
     solver: Solver,
-    budgets_s: Sequence[float] | npt.NDArray[np.float64],
+    budgets_s: Sequence[float] | npt.NDArray[Any],
     arrival_rate_rps: float = 0.0,
     *,
     time_limit_s: float | None = None,
