@@ -54,9 +54,9 @@ def threads_in(directory: str) -> set[int]:
         return {int(line) for line in file}
 
 
-def groups_of_ours(parent: str = HOME) -> set[str]:
-    """Return the groups that sponge has made below a group."""
-    return {name for name in os.listdir(parent) if name.startswith("sponge-")}
+def groups_of(pid: int) -> set[str]:
+    """Return the groups that a process has made beside its own; others may come and go at any time."""
+    return {name for name in os.listdir(HOME) if name.startswith(f"sponge-{pid}-")} if HOME else set()
 
 
 def write_quota(directory: str, quota_us: int) -> None:
