@@ -63,10 +63,10 @@ def test_lanes_save_the_cores_that_one_wide_lane_wastes() -> None:
 
 
 def test_lanes_of_fractional_cores_that_sum_to_the_same_total_tie() -> None:
-    """3 × 1.1 and 1 × 3.3 differ in floats by 4e-16, which must not decide against the narrow lanes."""
-    latency = LatencyModel(0.1, 0.0, 0.0, 0.0)
-    choice = Solver(latency, max_cores=4, max_batch_size=1, min_cores=1.1, core_step=1.1, max_lanes=3)
-    assert choice.solve([0.1 / 1.1 + 1e-9] * 3) == plan(3 * 1.1, 1, lanes=3)
+    """0.9 + 3 × 0.3 falls short of 2 × 0.9 by 2e-16 in floats, which must not decide against the narrow lanes."""
+    latency = LatencyModel(0.18, 0.0, 0.0, 0.0)
+    choice = Solver(latency, max_cores=4, max_batch_size=1, min_cores=0.9, core_step=0.3, max_lanes=2)
+    assert choice.solve([0.2 + 1e-9] * 2) == plan(1.8, 1, lanes=2)
 
 
 def test_interference_is_charged_to_lanes() -> None:
@@ -111,6 +111,14 @@ def test_best_effort_uses_the_most_cores_that_its_lanes_can_have() -> None:
 def test_best_effort_of_an_empty_queue_is_the_highest_throughput() -> None:
     """Without a queue there is no deadline to count, and the rate is what cannot be kept up with."""
     assert solver().solve([], 1e6) == plan(8.0, 4, feasible=False)
+
+
+def test_best_effort_prefers_fewer_lanes_and_smaller_batches_among_equals() -> None:
+    """With no serial work every choice has the same throughput; if all is lost, the plainest one is taken."""
+    latency = LatencyModel(0.125, 0.0, 0.0, 0.0)
+    for max_lanes in (1, 2, 4):
+        lost = Solver(latency, max_cores=4, max_batch_size=4, max_lanes=max_lanes).solve([-1.0])
+        assert lost == plan(4.0, 1, feasible=False)
 
 
 def test_least_and_most_cores_may_be_equal() -> None:

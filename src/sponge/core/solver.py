@@ -43,7 +43,7 @@ _MAX_LATENCIES = 1 << 24
 _CONTINUOUS_TOTALS = 256
 """Totals that bracket the optimum when any share of a core is allowed: few choices remain between two of them."""
 _SAME_CORES = 9
-"""Decimals to which totals are compared: 3 lanes of 1.1 cores are no more than one lane of 3.3."""
+"""Decimals to which totals are compared: 2 lanes of 0.9 cores are no more than one lane of 0.9 + 3 × 0.3."""
 
 
 @attrs.frozen(eq=False)
