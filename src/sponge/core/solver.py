@@ -56,8 +56,8 @@ class Solver:
     that is the published integer program, one batch at a time on all cores.
 
     A solver is immutable and may be shared by threads. Drift of the model by a factor needs no new one: a
-    model that is ``f`` times slower at budgets ``s`` and rate ``λ`` is the same problem as this one at ``s /
-    f`` and ``λ·f``.
+    model that is ``f`` times slower, at budgets ``s`` and rate ``λ``, is the same problem as this one at budgets
+    ``s / f`` and rate ``λ·f``.
 
     Parameters
     ----------
@@ -159,8 +159,7 @@ class Solver:
         return self._best_effort(budgets) if plan is None else plan
 
     def solve_program(self, budgets_s: Sequence[float] | npt.NDArray[Any], arrival_rate_rps: float = 0.0) -> Plan:
-        """Solve the same problem as an integer program in cvxpy, by SCIP: the reference, thousands of times
-        slower.
+        """Solve the same problem as an integer program in cvxpy, by SCIP: thousands of times slower.
 
         `sponge.optimize.program.solve` gives the status, bound and gap too, and takes a time limit. It lies
         above this layer, so it is looked up when called: the core works where cvxpy and SCIP are not
