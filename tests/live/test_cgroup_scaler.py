@@ -242,6 +242,7 @@ def test_close_sends_threads_home_removes_the_group_and_may_be_repeated() -> Non
     """After close the machine is as it was found."""
     switches = f"{HOME}/cgroup.subtree_control"
     before = read_if_there(switches)
+    files = len(os.listdir("/proc/self/fd"))
     with burners(1) as threads:
         scaler = CgroupScaler()
         scaler.adopt(native_ids(threads))
@@ -251,6 +252,7 @@ def test_close_sends_threads_home_removes_the_group_and_may_be_repeated() -> Non
         assert not os.path.exists(scaler.directory)
         assert set(native_ids(threads)) <= threads_in(HOME)
     assert before == read_if_there(switches)
+    assert files == len(os.listdir("/proc/self/fd"))
     for use in (lambda: scaler.scale(1), lambda: scaler.adopt([]), scaler.statistics, scaler.thread_ids):
         with pytest.raises(CpuControlError, match="closed"):
             use()
@@ -345,6 +347,21 @@ def test_group_removed_under_us_is_reported_and_close_still_works() -> None:
     with pytest.raises(CpuControlError):
         scaler.adopt([threading.get_native_id()])
     scaler.close()
+
+
+def test_group_that_cannot_be_removed_is_left_without_a_limit() -> None:
+    """Something else has put a group into ours: not ours to remove, but no thread may stay limited."""
+    with burners(1) as threads:
+        scaler = CgroupScaler()
+        scaler.adopt(native_ids(threads))
+        scaler.scale(0.5)
+        os.mkdir(f"{scaler.directory}/foreign")
+        scaler.close()
+        assert quota_in_force(scaler.directory) is None
+        assert set(native_ids(threads)) <= threads_in(HOME)
+    with CgroupScaler():
+        os.rmdir(f"{scaler.directory}/foreign")
+        os.rmdir(scaler.directory)
 
 
 def test_forked_child_neither_scales_nor_gives_back() -> None:

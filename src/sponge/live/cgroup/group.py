@@ -84,7 +84,10 @@ class QuotaGroup(abc.ABC):
                 own = self._open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
                 fcntl.flock(own, fcntl.LOCK_SH)
             except BaseException:
-                self._discard()
+                try:
+                    self._discard()
+                finally:
+                    self._close()
                 raise
         self._ceiling = Ceiling(type(self), parent)
 
@@ -194,12 +197,12 @@ class QuotaGroup(abc.ABC):
         Raises
         ------
         OSError
-            ``EBUSY`` if threads are still in it after a few milliseconds (a thread that ends leaves a moment
-            later).
+            ``EBUSY`` if threads are still in it after some milliseconds (one that ends leaves a moment later);
+            the group is usable then.
         """
-        self._ceiling.close()
         with directory_lock(self.parent):
             self._discard()
+        self.close_descriptors()
 
     def close_descriptors(self) -> None:
         """Close the kept files; the group itself stays."""
@@ -207,7 +210,6 @@ class QuotaGroup(abc.ABC):
         self._close()
 
     def _discard(self) -> None:
-        self._close()
         for attempt in range(20):
             if not os.path.isdir(self.directory):
                 break
