@@ -42,6 +42,17 @@ def test_probe_as_json() -> None:
 
 
 @needs_quota
+def test_groups_of_killed_processes_are_told_and_removed() -> None:
+    """Somebody may wonder about their names; the attempt tidies up as a start would."""
+    name = f"sponge-4194304-{os.getpid()}-1"
+    os.mkdir(f"{HOME}/{name}")
+    probe = CgroupScaler.probe()
+    assert name in probe.leftovers
+    assert f"{name} (removed)" in probe.explain() or len(probe.leftovers) > 1
+    assert not os.path.exists(f"{HOME}/{name}")
+
+
+@needs_quota
 def test_quota_of_the_container_is_told() -> None:
     """A service planned for all CPUs would throttle inside a smaller container."""
     with group_above(5_000) as directory:

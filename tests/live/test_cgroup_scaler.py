@@ -311,7 +311,6 @@ def test_group_of_a_killed_process_is_removed_by_the_next_scaler() -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    assert os.path.basename(directory) in CgroupScaler.probe().leftovers or not os.path.exists(directory)
     with CgroupScaler():
         assert not os.path.exists(directory)
 

@@ -58,7 +58,7 @@ class Probe:
     runs_in: str
     user_id: int
     leftovers: tuple[str, ...]
-    """Groups of killed processes, to be removed by the next scaler."""
+    """Groups of killed processes that were found; where a quota is allowed they are removed by now."""
 
     @property
     def quota_allowed(self) -> bool:
@@ -73,7 +73,7 @@ class Probe:
         quota = f"{self.container_quota_cores:g} cores" if limited else "none"
         lines = [
             Check(what="Linux kernel", ok=True, found=self.kernel),
-            Check(what="runs in", ok=True, found=f"{self.runs_in}, as user {self.user_id}"),
+            Check(what="looks like", ok=True, found=f"{self.runs_in}, as user {self.user_id}"),
             Check(what="CPUs allowed", ok=True, found=str(self.cpus)),
             Check(what="CPU control group", ok=self.cgroup_version is not None, found=version),
             Check(
@@ -87,8 +87,8 @@ class Probe:
             burst = "yes" if self.burst else "no (the kernel has it since 5.14)"
             lines.append(Check(what="unused quota carried over", ok=self.burst, found=burst))
         if self.leftovers:
-            found = f"{', '.join(self.leftovers)} (the next start removes them)"
-            lines.append(Check(what="groups of killed processes", ok=False, found=found))
+            found = f"{', '.join(self.leftovers)} ({'removed' if self.quota_allowed else 'left in place'})"
+            lines.append(Check(what="groups of killed processes", ok=self.quota_allowed, found=found))
         return tuple(lines)
 
     def _tried(self) -> str:
@@ -103,22 +103,19 @@ class Probe:
         lines.append("")
         if self.quota_allowed:
             lines.append(
-                f"sponge will limit the model's threads by {self.how}, in fractions of a core, while they "
-                f"run; "
+                f"sponge will limit the model's threads by {self.how}, in fractions of a core, while they run; "
                 "other threads of the process are not touched."
             )
         else:
             lines.append(
-                "sponge will limit the model by its number of threads alone: whole cores only, and the "
-                "kernel does "
+                "sponge will limit the model by its number of threads alone: whole cores only, and the kernel does "
                 "not enforce it."
             )
             if self.advice:
                 lines.append(f"To allow a quota: {self.advice}.")
         if self.container_quota_cores < self.cpus:
             lines.append(
-                f"The quota of {self.container_quota_cores:g} cores above this process is the most it can "
-                f"get: "
+                f"The quota of {self.container_quota_cores:g} cores above this process is the most it can get: "
                 f"do not plan with its {self.cpus} CPUs."
             )
         return "\n".join(lines)
