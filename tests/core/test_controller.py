@@ -190,7 +190,6 @@ def test_lone_request_starts_at_once_on_the_fewest_cores() -> None:
     controller = Controller(solver())
     actions = controller.handle(Arrived(request(0, deadline=1.0)), now=0.0)
     assert actions == [
-        SetCpu(1.0),
         StartBatch(
             Batch(
                 batch_id=0,
@@ -203,6 +202,7 @@ def test_lone_request_starts_at_once_on_the_fewest_cores() -> None:
                 expected_s=MODEL.latency_s(1, 1.0),
             )
         ),
+        SetCpu(1.0),
     ]
 
 

@@ -123,6 +123,7 @@ class Controller:
         self._draining = False
         self._aborted = False
         self._batches = 0
+        self._predictions: dict[tuple[int, float, int], float] = {}
         self._now = float("-inf")
 
     # -- the door ------------------------------------------------------------------------------------------------
@@ -268,8 +269,9 @@ class Controller:
             started.append(self._start(self._late, self._policy.cheapest(state, self._late.rows), now))
         if not self._queue:
             self._hold_ends = float("inf")
-        self._set_cores(actions)
+        # A lane takes longer to wake up than a quota to be written, so it is woken first.
         actions.extend(started)
+        self._set_cores(actions)
 
     def _shed(self, now: float, actions: list[Action]) -> None:
         """Take out the requests that no allocation could save any more."""
@@ -292,10 +294,14 @@ class Controller:
         """Return what the policy may use for the head of a queue; None if no lane or too few cores are free."""
         if None not in self._lanes:
             return None
-        busy = [running for running in self._lanes if running is not None]
         ceiling = self._ceiling_cores if now < self._ceiling_until else float("inf")
-        limit = max(min(self.solver.max_cores, ceiling), self._policy.smallest_cores)
-        free_cores = limit - sum(running.batch.cores for running in busy)
+        free_cores = max(min(self.solver.max_cores, ceiling), self._policy.smallest_cores)
+        backlog_core_s = 0.0
+        busy = [running for running in self._lanes if running is not None]
+        for running in busy:
+            batch = running.batch
+            free_cores -= batch.cores
+            backlog_core_s += batch.cores * max(0.0, running.started_at + batch.expected_s - now)
         if free_cores < self._policy.smallest_cores - _TOLERANCE_CORES:
             return None
         return State(
@@ -316,7 +322,7 @@ class Controller:
         busy_lanes = sum(running is not None for running in self._lanes) + 1
         requests = queue.take(decision.batch_size)
         rows = sum(request.rows for request in requests)
-        predicted_s = self.solver.latency.latency_s(rows, decision.cores, busy_lanes)
+        predicted_s = self._predicted_s(rows, decision.cores, busy_lanes)
         batch = Batch(
             batch_id=self._batches,
             request_ids=tuple(request.request_id for request in requests),
@@ -330,6 +336,12 @@ class Controller:
         self._batches += 1
         self._lanes[lane] = _Running(batch, now, predicted_s)
         return StartBatch(batch)
+
+    def _predicted_s(self, rows: int, cores: float, lanes: int) -> float:
+        key = (rows, cores, lanes)
+        if key not in self._predictions:
+            self._predictions[key] = self.solver.latency.latency_s(rows, cores, lanes)
+        return self._predictions[key]
 
     def _set_cores(self, actions: list[Action]) -> None:
         """Ask for what the running lanes need together, if that has changed."""

@@ -35,9 +35,9 @@ _HOLD_RESERVE = 0.5
 """Share of the batch's own latency that is kept as slack while waiting for company."""
 
 
-@attrs.frozen(kw_only=True, slots=True)
+@attrs.define(slots=True, eq=False)
 class State:
-    """What a decision depends on besides the queue."""
+    """What a decision depends on besides the queue. Not frozen, since one is made for every decision."""
 
     now: float
     free_cores: float
@@ -102,8 +102,8 @@ class Policy:
         self._products = products.astype(np.float64)
         self._waves = Waves(products.tolist())
         self._throughput = self._products[self._product_of] / self._latency_s
-        # A lone request: (latency, cores, lanes, cores of all lanes), cheapest first, and the rate from which holding it
-        # for company may pay.
+        # A lone request: (latency, cores, lanes, cores of all lanes), cheapest first, and the rate from which holding
+        # it for company may pay.
         alone = np.flatnonzero(self._batches == 1)
         self._alone: list[tuple[float, float, float, float]] = [
             (float(self._latency_s[i]), float(self._cores[i]), float(self._products[self._product_of[i]]), float(total))
