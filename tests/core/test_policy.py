@@ -1,0 +1,125 @@
+"""One decision for one free lane, against trying everything."""
+
+from __future__ import annotations
+
+import math
+
+import attrs
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from sponge.core.latency import LatencyModel
+from sponge.core.policy import Dispatch, Policy, State, Wait
+from sponge.core.solver import Solver
+
+terms = st.sampled_from([0.0, 0.004, 0.02, 0.11])
+latencies = st.builds(
+    LatencyModel,
+    terms.map(lambda value: value + 0.001),
+    st.sampled_from([-0.0005, 0.0, 0.01, 0.05]),
+    terms,
+    terms,
+    interference=st.sampled_from([0.0, 0.2]),
+)
+budgets = st.lists(st.floats(-0.05, 1.5) | st.just(math.inf), min_size=1, max_size=24).map(sorted)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Solver, Policy, State, list[float]]:
+    max_cores = draw(st.sampled_from([1.0, 2.0, 4.0]))
+    solver = Solver(
+        draw(latencies),
+        max_cores=max_cores,
+        max_batch_size=draw(st.integers(1, 6)),
+        core_step=draw(st.sampled_from([1.0, 0.5])),
+        max_lanes=draw(st.integers(1, 4)),
+    )
+    now = draw(st.sampled_from([0.0, 1000.0]))
+    state = State(
+        now=now,
+        free_cores=draw(st.sampled_from([1.0, max_cores])) + 1e-9,
+        busy_lanes=draw(st.integers(0, 2)),
+        backlog_core_s=draw(st.sampled_from([0.0, 0.05, 1.0])),
+        arrival_rate_rps=draw(st.sampled_from([0.0, 3.0, 40.0])),
+        scale=draw(st.sampled_from([1.0, 1.7, 0.6])),
+        may_hold=False,
+    )
+    return solver, Policy(solver, guard_s=0.002, hold=True), state, [now + budget for budget in draw(budgets)]
+
+
+def adequate(solver: Solver, state: State, deadlines: list[float], cores: float, batch_size: int, slack: float) -> bool:
+    """Whether the whole queue would be in time, served in waves of such batches; strictly, by *slack*."""
+    lanes = min(solver.max_lanes, int(solver.max_cores / cores + 1e-9))
+    latency_s = solver.latency.latency_s(batch_size, cores, lanes) * state.scale * slack
+    wait_s = state.backlog_core_s / (cores * lanes)
+    for i, deadline in enumerate(deadlines):
+        waves = i // (batch_size * lanes) + 1
+        # the running work is kept from every wave's share of the time, which is never too optimistic
+        if latency_s > (deadline - state.now - 0.002) / waves - wait_s:
+            return False
+    rate = state.arrival_rate_rps
+    return rate == 0 or latency_s <= batch_size * lanes / rate - wait_s
+
+
+@given(problems())
+@hypothesis_settings(max_examples=600, deadline=None)
+def test_chooses_the_cheapest_adequate_batch(problem: tuple[Solver, Policy, State, list[float]]) -> None:
+    """What is started keeps the queue's deadlines if anything does, at the least core-seconds per request."""
+    solver, policy, state, deadlines = problem
+    decision = policy.decide(state, deadlines)
+    options = [
+        (cores, batch_size)
+        for cores in solver.core_levels
+        for batch_size in range(1, solver.max_batch_size + 1)
+        if cores <= state.free_cores and batch_size <= len(deadlines)
+    ]
+    surely = [option for option in options if adequate(solver, state, deadlines, *option, 1 + 1e-9)]
+    perhaps = [option for option in options if adequate(solver, state, deadlines, *option, 1 - 1e-9)]
+
+    def cost(option: tuple[float, int]) -> float:
+        cores, batch_size = option
+        lanes = min(solver.max_lanes, int(solver.max_cores / cores + 1e-9))
+        return cores * solver.latency.latency_s(batch_size, cores, lanes) / batch_size
+
+    if isinstance(decision, Wait):
+        assert not surely
+        assert decision.until is None
+        assert state.busy_lanes, "waits for cores that nobody will give back"
+        return
+    chosen = (decision.cores, decision.batch_size)
+    assert chosen in options
+    if surely:
+        assert chosen in perhaps
+        assert cost(chosen) <= min(map(cost, surely)) * 1.032, "3 % count as the same cost"
+
+
+@given(problems())
+@hypothesis_settings(max_examples=300, deadline=None)
+def test_lone_request_is_decided_as_by_the_general_way(problem: tuple[Solver, Policy, State, list[float]]) -> None:
+    """The short cut for a single row gives what the arrays give."""
+    _, policy, state, deadlines = problem
+    alone = policy._decide_alone(state, deadlines[0], state.arrival_rate_rps * state.scale)
+    if alone is None:
+        return
+    policy._company_rps = -1.0  # switches the short cut off
+    assert policy.decide(state, deadlines[:1]) == alone
+
+
+@given(problems())
+@hypothesis_settings(max_examples=300, deadline=None)
+def test_waiting_for_company_keeps_every_deadline_possible(problem: tuple[Solver, Policy, State, list[float]]) -> None:
+    """It ends early enough for the most urgent request, and after no more than a batch takes."""
+    solver, policy, state, deadlines = problem
+    state = attrs.evolve(state, may_hold=True)
+    decision = policy.decide(state, deadlines)
+    if isinstance(decision, Dispatch) or decision.until is None:
+        return
+    assert state.arrival_rate_rps > 0
+    assert decision.until > state.now
+    slowest = max(
+        solver.latency.latency_s(solver.max_batch_size, cores, solver.max_lanes) for cores in solver.core_levels
+    )
+    assert decision.until - state.now <= slowest * state.scale * (1 + 1e-9)
+    fastest = policy.fastest_s(1) * state.scale
+    assert decision.until + fastest <= deadlines[0] + 1e-9
