@@ -27,6 +27,7 @@ from sponge.live.scalers import best_scaler
 from sponge.live.scheduler import Scheduler
 from sponge.live.session import ElasticSession, available_cpus
 from sponge.measure import Series, Summary, print_table, save_figure, summarise, to_json
+from sponge.profile import Profile
 from sponge.sim.baselines import StaticController
 from sponge.workload import PROCESSES, BandwidthTrace, Workload, load_bandwidth, lte_like
 
@@ -141,8 +142,9 @@ def run_demo(settings: DemoSettings, *, quiet: bool = False) -> DemoResult:
     trace = None if settings.trace is None else load_bandwidth(settings.trace)
     cores = settings.max_cores or min(available_cpus(), MOST_CORES)
     with ElasticSession(detector_path(), max_threads=cores, max_lanes=cores) as session:
-        latency = _measure(session, cores, settings.profile_s, quiet=quiet)
-        capacity_rps = cores * latency.throughput_rps(1, 1.0, cores)
+        profile = _measure(session, settings.profile_s, quiet=quiet)
+        typical = LatencyModel.fit(profile, 50)
+        capacity_rps = cores * typical.throughput_rps(1, 1.0, cores)
         rate_rps = LOAD * capacity_rps if settings.rate_rps is None else settings.rate_rps
         workload = make_workload(settings, trace, rate_rps)
         used = _used(settings, trace, cores, rate_rps, capacity_rps, workload)
@@ -151,7 +153,7 @@ def run_demo(settings: DemoSettings, *, quiet: bool = False) -> DemoResult:
         session.warm_up(range(1, MAX_BATCH_SIZE + 1), shapes=_SHAPES)
         inputs = [{INPUT_NAME: page} for page in pages(8, np.random.default_rng([settings.seed, 2]))]
         runs = {
-            policy.name: _run(session, policy, workload, inputs, quiet=quiet) for policy in _policies(latency, cores)
+            policy.name: _run(session, policy, workload, inputs, quiet=quiet) for policy in _policies(profile, cores)
         }
     return DemoResult(
         settings=used,
@@ -186,9 +188,9 @@ def make_workload(settings: DemoSettings, trace: BandwidthTrace | None, rate_rps
     return Workload.from_network(sends, trace, settings.payload_bytes, settings.slo_s, offset_s=offset_s)
 
 
-def _measure(session: ElasticSession, cores: int, budget_s: float, *, quiet: bool) -> Latency:
+def _measure(session: ElasticSession, budget_s: float, *, quiet: bool) -> Profile:
     """Profile the model, briefly, as it will be served."""
-    profile = Profiler(
+    return Profiler(
         session,
         batch_sizes=(1, 2, 4, MAX_BATCH_SIZE),
         shapes=_SHAPES,
@@ -196,13 +198,13 @@ def _measure(session: ElasticSession, cores: int, budget_s: float, *, quiet: boo
         progress=not quiet,
         model_name=detector_path().name,
     ).run()
-    return LatencyModel.fit(profile)
 
 
-def _policies(latency: Latency, cores: int) -> list[_Policy]:
+def _policies(profile: Profile, cores: int) -> list[_Policy]:
     """Return the policies to compare; the static ones with the batch size that the profile advises."""
-    wide = best_batch_size(latency, cores, 1)
-    narrow = best_batch_size(latency, 1.0, cores)
+    typical, latency = LatencyModel.fit(profile, 50), LatencyModel.fit(profile, 99)
+    wide = best_batch_size(typical, cores, 1)
+    narrow = best_batch_size(typical, 1.0, cores)
     solver = Solver(latency, max_cores=cores, max_batch_size=MAX_BATCH_SIZE, max_lanes=cores)
     policies = [
         _Policy(
