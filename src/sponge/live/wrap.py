@@ -117,11 +117,13 @@ def wrap(
             session = session_or_path
         else:
             session = ElasticSession(session_or_path, max_threads=max_threads, max_lanes=max_lanes, cache_dir=cache_dir)
-            owned.append(stack.enter_context(_closing(session)))
+            owned.append(session)
+            stack.callback(session.close)
         for note in session.notes:
             _log.info("%s", note)
         scaler = best_scaler(cpu_control)
-        owned.append(stack.enter_context(_closing(scaler)))
+        owned.append(scaler)
+        stack.callback(scaler.close)
         if profile is None:
             profile = _cached_profile(
                 session, scaler, max_cores, max_lanes, shapes, inputs, cache_dir, profile_budget_s, progress
@@ -143,14 +145,6 @@ def wrap(
         scheduler.own(*reversed(owned))
         stack.pop_all()
         return scheduler
-
-
-@contextmanager
-def _closing(part: Any) -> Iterator[Any]:
-    try:
-        yield part
-    finally:
-        part.close()
 
 
 def _usable_cores() -> float:

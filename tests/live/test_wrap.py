@@ -1,0 +1,157 @@
+"""``sponge.wrap`` on real models: profile once, reuse, clean up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+import sponge
+from sponge.live.session import ElasticSession
+from tests.live import models
+
+FAST = {"max_cores": 2, "profile_budget_s": 0.5, "cpu_control": "threads"}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that the tests of this module share, as processes of a service would."""
+    path = tmp_path_factory.mktemp("cache")
+    path.chmod(0o700)
+    return path
+
+
+def profiles(cache: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in cache.glob("profile-*.json")}
+
+
+def test_few_lines_serve_a_session(cache: Path) -> None:
+    """The README's example: the session stays the user's, before and after."""
+    session = ort.InferenceSession(models.convolutions())
+    image = np.random.default_rng(0).random((1, 3, 32, 32), dtype=np.float32)
+    expected = session.run(None, {"image": image})[0]
+    threads = threading.active_count()
+    with sponge.wrap(session, slo_s=30.0, cache_dir=cache, **FAST) as scheduler:
+        (features,) = scheduler.submit({"image": image}, budget_s=30.0).result(60)
+        assert np.allclose(features, expected, atol=1e-5)
+        assert scheduler.submit({"image": image}).result(60)
+        assert scheduler.statistics().cpu_control == "threads"
+        assert scheduler.controller.max_lanes == 2
+    assert threading.active_count() == threads
+    assert np.array_equal(session.run(None, {"image": image})[0], expected)
+
+
+def test_profile_is_measured_once(cache: Path) -> None:
+    """The second start of the same set-up takes what the first one measured; another set-up does not."""
+    model = models.identity()
+    calls: list[str] = []
+    sponge.wrap(model, cache_dir=cache, progress=lambda done, total, text: calls.append(text), **FAST).close()
+    before = profiles(cache)
+    assert calls
+    calls.clear()
+    sponge.wrap(model, cache_dir=cache, progress=lambda done, total, text: calls.append(text), **FAST).close()
+    assert profiles(cache) == before
+    assert not calls
+    sponge.wrap(model, cache_dir=cache, **{**FAST, "max_cores": 1}).close()
+    assert len(profiles(cache)) == len(before) + 1
+
+
+def test_damaged_profile_is_measured_again(cache: Path, tmp_path: Path) -> None:
+    """A half-written disk must not keep a service from starting."""
+    tmp_path.chmod(0o700)
+    model = models.identity()
+    sponge.wrap(model, cache_dir=tmp_path, **FAST).close()
+    (path,) = tmp_path.glob("profile-*.json")
+    path.write_text('{"format": "sponge-profile", "cells": []}')
+    sponge.wrap(model, cache_dir=tmp_path, **FAST).close()
+    assert sponge.Profile.load(path).cells
+
+
+def test_processes_that_start_together_share_one_profile(tmp_path: Path) -> None:
+    """Two that profiled at once would measure each other: one measures, the other waits for its result."""
+    tmp_path.chmod(0o700)
+    path = models.save(models.identity(), tmp_path / "model.onnx")
+    script = f"""
+import sponge
+measured = []
+sponge.wrap({str(path)!r}, max_cores=1, profile_budget_s=0.5, cpu_control="threads",
+            progress=lambda *_: measured.append(1)).close()
+print(bool(measured))
+"""
+    environment = {**os.environ, "SPONGE_CACHE_DIR": str(tmp_path / "cache")}
+    running = [
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(3)
+    ]
+    said = sorted(process.communicate(timeout=120)[0].strip() for process in running)
+    assert said == ["False", "False", "True"]
+    assert len(profiles(tmp_path / "cache")) == 1
+
+
+def test_foreign_profile_is_refused_unless_forced(cache: Path, tmp_path: Path) -> None:
+    """Plans made with another machine's numbers miss deadlines for no visible reason."""
+    with ElasticSession(models.identity(), max_threads=1, cache_dir=cache) as session:
+        profile = sponge.Profiler(session, cores=[1.0], batch_sizes=[1, 2], lanes=[1], budget_s=0.3).run()
+    foreign = attrs.evolve(profile, machine={**profile.machine, "cpu": "Another CPU"})
+    path = tmp_path / "profile.json"
+    foreign.save(path)
+    options: dict[str, Any] = {"max_cores": 1, "cpu_control": "threads", "cache_dir": cache}
+    for given in (foreign, path, str(path)):
+        with pytest.raises(sponge.ProfileMismatch, match="Another CPU"):
+            sponge.wrap(models.identity(), profile=given, **options)
+    with pytest.raises(sponge.ProfileMismatch, match="model"):
+        sponge.wrap(models.strings(), profile=profile, **options)
+    with sponge.wrap(models.identity(), profile=path, force=True, slo_s=30, **options) as scheduler:
+        assert scheduler.submit({"x": np.zeros((1, 4), np.float32)}).result(60)
+
+
+def test_fixed_batch_axis_is_served_one_by_one(cache: Path) -> None:
+    """Nothing to choose but cores."""
+    with sponge.wrap(models.fixed_batch(), cache_dir=cache, slo_s=30, **FAST) as scheduler:
+        assert scheduler.controller.max_batch_size == 1
+        assert scheduler.submit({"x": np.ones((3, 4), np.float32)}).result(60)[0].sum() == 24
+
+
+def test_open_axes_need_a_size(cache: Path) -> None:
+    """By shapes or by an example request; without, the message says which axis of which input."""
+    image = np.zeros((1, 3, 8, 8), np.float32)
+    example = {"image": image, "scale": np.ones((1, 1), np.float32), "tag": np.array([1])}
+    with pytest.raises(ValueError, match="image"):
+        sponge.wrap(models.several(), cache_dir=cache, **FAST)
+    with sponge.wrap(models.several(), inputs=example, cache_dir=cache, slo_s=30, **FAST) as scheduler:
+        assert scheduler.submit(example).result(60)[2].tolist() == [2]
+
+
+def test_failed_start_leaves_nothing_behind(cache: Path) -> None:
+    """Threads and sessions made on the way are closed when a later step fails."""
+    threads = threading.active_count()
+    tasks = set(os.listdir("/proc/self/task"))
+    with pytest.raises(ValueError, match="max_batch_size"):
+        sponge.wrap(models.identity(), max_batch_size=0, cache_dir=cache, **FAST)
+    assert threading.active_count() == threads
+    assert set(os.listdir("/proc/self/task")) <= tasks
+
+
+@pytest.mark.parametrize("max_cores", [0, -1.0, float("nan"), float("inf")])
+def test_impossible_core_counts_are_refused(max_cores: float) -> None:
+    """Naming argument and value."""
+    with pytest.raises(ValueError, match="max_cores must be positive and finite"):
+        sponge.wrap(models.identity(), max_cores=max_cores)
+
+
+def test_container_quota_limits_the_default(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """In a container of 1.5 CPUs on a large host, the host's CPUs are not ours."""
+    probe = attrs.evolve(sponge.CgroupScaler.probe(), container_quota_cores=1.5)
+    monkeypatch.setattr(sponge.CgroupScaler, "probe", staticmethod(lambda: probe))
+    monkeypatch.setattr("sponge.live.wrap.available_cpus", lambda: 64)
+    with sponge.wrap(models.identity(), cache_dir=cache, profile_budget_s=0.5, cpu_control="threads") as scheduler:
+        assert scheduler.controller.solver.max_cores == 1.5  # type: ignore[attr-defined]
+        assert scheduler.controller.solver.core_levels == (1.0, 1.5)  # type: ignore[attr-defined]
