@@ -22,14 +22,13 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 import numpy as np
-import onnxruntime as ort
 
 from sponge.core.values import intra_op_threads
 from sponge.live import profiling_plan as plan
 from sponge.live.profiling_lanes import ProfilingLanes
 from sponge.live.profiling_plan import OpenCell
 from sponge.live.scalers import CpuScaler, best_scaler
-from sponge.live.session import ElasticSession
+from sponge.live.session import ElasticSession, SessionOrModel
 from sponge.profile import Cell, Profile, machine_fingerprint, package_versions
 
 Progress: TypeAlias = Callable[[int, int, str], None]
@@ -88,7 +87,7 @@ class Profiler:
 
     def __init__(
         self,
-        session: ElasticSession | ort.InferenceSession | str | os.PathLike[str],
+        session: ElasticSession | SessionOrModel,
         *,
         batch_sizes: Iterable[int] | None = None,
         cores: Iterable[float] | None = None,

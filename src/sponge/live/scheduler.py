@@ -39,7 +39,7 @@ from sponge.core.values import RejectReason, Request
 from sponge.errors import CpuControlError, DeadlineExceeded, QueueFull, SchedulerClosed, SpongeError
 from sponge.live.lane import Entry, Lane, Outputs, Signal, settle
 from sponge.live.scalers import CpuScaler, ThreadScaler
-from sponge.live.session import ElasticSession
+from sponge.live.session import ElasticSession, SessionOrModel
 
 _log = logging.getLogger("sponge")
 
@@ -141,7 +141,7 @@ class Scheduler:
 
     def __init__(
         self,
-        session: Any,
+        session: ElasticSession | SessionOrModel,
         solver: Solver | None = None,
         scaler: CpuScaler | None = None,
         *,

@@ -20,7 +20,7 @@ import queue
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime as ort
@@ -30,6 +30,8 @@ from sponge.live.tensors import GroupKey, TensorSpec, find_batch_axis, make_chec
 from sponge.live.workers import Workers
 
 Array = np.ndarray[Any, Any]
+SessionOrModel: TypeAlias = ort.InferenceSession | str | os.PathLike[str] | bytes
+"""What an `ElasticSession` is made of: a session, the path of a model, or its bytes."""
 
 ALL_WIDTHS_UP_TO = 16
 """Up to this many threads every width gets its sessions; beyond, every fourth, to bound the number of threads."""
@@ -85,7 +87,7 @@ class ElasticSession:
 
     def __init__(
         self,
-        session_or_path: ort.InferenceSession | str | os.PathLike[str] | bytes,
+        session_or_path: SessionOrModel,
         *,
         max_threads: int | None = None,
         max_lanes: int = 1,

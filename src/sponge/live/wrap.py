@@ -26,14 +26,14 @@ from sponge.live.cgroup import CgroupScaler
 from sponge.live.profiler import Profiler, Progress
 from sponge.live.scalers import CpuScaler, best_scaler
 from sponge.live.scheduler import Scheduler
-from sponge.live.session import ElasticSession, available_cpus
+from sponge.live.session import ElasticSession, SessionOrModel, available_cpus
 from sponge.profile import Profile, machine_fingerprint, package_versions
 
 _log = logging.getLogger("sponge")
 
 
 def wrap(
-    session_or_path: Any,
+    session_or_path: ElasticSession | SessionOrModel,
     *,
     max_cores: float | None = None,
     max_batch_size: int | None = None,
