@@ -24,7 +24,7 @@ _HOME = {
     "Settings": "sponge.core.controller",
     "CgroupScaler": "sponge.live.cgroup",
     "Scheduler": "sponge.live.scheduler",
-    "Statistics": "sponge.live.scheduler",
+    "Statistics": "sponge.live.statistics",
     **dict.fromkeys(
         (
             "CgroupUnavailable",
@@ -87,8 +87,9 @@ if TYPE_CHECKING:
     )
     from sponge.live.cgroup import CgroupScaler
     from sponge.live.profiler import Profiler
-    from sponge.live.scheduler import Scheduler, Statistics
+    from sponge.live.scheduler import Scheduler
     from sponge.live.session import ElasticSession
+    from sponge.live.statistics import Statistics
     from sponge.live.wrap import wrap
     from sponge.profile import Profile
 

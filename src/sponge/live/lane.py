@@ -18,32 +18,12 @@ import numpy as np
 from sponge.core.values import Batch
 from sponge.errors import ModelError
 from sponge.live.batching import BatchBuffers, Inputs, part
+from sponge.live.engine import Signal
 from sponge.live.session import ElasticSession
 
 _log = logging.getLogger("sponge")
 
 Outputs = list[np.ndarray[Any, Any]]
-
-
-class Signal:
-    """Wakes one waiting thread; set before the wait, it is not lost. A bare lock: half the cost of a semaphore."""
-
-    __slots__ = ("_lock",)
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._lock.acquire()
-
-    def set(self) -> None:
-        """Let the next `wait` return at once; setting it twice is setting it once."""
-        try:
-            self._lock.release()
-        except RuntimeError:  # already set
-            pass
-
-    def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait for `set`; return False if *timeout_s* passed first."""
-        return self._lock.acquire(True, -1 if timeout_s is None else max(0.0, timeout_s))
 
 
 class Entry:

@@ -1,15 +1,8 @@
-"""Scheduler: the live shell around a controller.
+"""Scheduler: the live shell around a controller, as clients see it.
 
-Rules, and why they hold:
-
-* There is no engine thread to hand a request over to. Whoever brings an event (a client that submits, a lane that has
-  finished, the alarm) puts it into the inbox and, if nobody is at it, runs the controller on what is there. A request
-  thus reaches a free lane in one thread switch instead of two, and a lane that has finished takes its next batch
-  in none. Nobody ever waits for the engine: who finds it busy leaves the event to the one who runs it.
-* Events are handled one at a time, each with its instant, so a recorded run replays exactly.
-* Futures are settled outside of the engine: a client's callback may do anything, submit included.
-* The alarm's thread sends a `Tick` when the controller asked for one, and takes over when the inbox does not empty, so
-  that no client is kept working for the others.
+It holds the requests, one runner thread per lane (`sponge.live.lane`) and the engine (`sponge.live.engine`), which runs
+the controller. A request's entry is taken out of the table exactly once, by the lane that runs it or by the engine that
+turns it away or sees it cancelled, and whoever takes it settles its future.
 """
 
 from __future__ import annotations
@@ -22,73 +15,28 @@ import math
 import threading
 import time
 import weakref
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 import attrs
 import numpy as np
 
-from sponge.core.actions import Action, SetCpu, StartBatch
 from sponge.core.controller import Controller, ControllerProtocol, Settings
-from sponge.core.events import Abort, Arrived, BatchFinished, Cancelled, CpuApplied, Drain, Event, Tick
+from sponge.core.events import Abort, Arrived, BatchFinished, Cancelled, Drain, Tick
 from sponge.core.solver import Solver
-from sponge.core.values import RejectReason, Request
+from sponge.core.values import Batch, RejectReason, Request
 from sponge.errors import CpuControlError, DeadlineExceeded, QueueFull, SchedulerClosed, SpongeError
-from sponge.live.lane import Entry, Lane, Outputs, Signal, settle
+from sponge.live.engine import Engine, Recorder, Settlement
+from sponge.live.lane import Entry, Lane, Outputs, settle
 from sponge.live.scalers import CpuScaler, ThreadScaler
 from sponge.live.session import ElasticSession, SessionOrModel
+from sponge.live.statistics import Statistics
 
 _log = logging.getLogger("sponge")
-
-_EVENTS_PER_TURN = 256
-"""Events that one thread handles before it leaves the rest to the alarm's thread."""
-
-Recorder = Callable[[float, Event, list[Action]], None]
-
-
-@attrs.frozen(kw_only=True)
-class Statistics:
-    """What a scheduler has done so far: a snapshot of counts since it was started.
-
-    Every submitted request is in exactly one of *met*, *late*, *failed*, *rejected* (by reason), *cancelled*,
-    *waiting* and *running*, up to those that change hands during the snapshot.
-    """
-
-    submitted: int
-    met: int
-    """Answered by their deadline."""
-    late: int
-    """Answered after their deadline."""
-    failed: int
-    """Ended by an error of the model."""
-    rejected: Mapping[str, int]
-    """Turned away, by reason (`sponge.core.values.RejectReason`)."""
-    cancelled: int
-    waiting: int
-    running: int
-    batches: int
-    mean_batch_size: float
-    cores: float
-    """Allocation now in force [cores]."""
-    allocated_core_s: float
-    """Integral of the allocation over time [core-seconds]."""
-    resizes: int
-    """Changes of the allocation."""
-    cpu_s: float
-    """CPU time used by the lanes and the sessions' workers [s]."""
-    cpu_control: str
-    """By what the allocation is enforced."""
-    cpu_control_errors: int
-    """Changes of the allocation that the kernel refused."""
-
-    @property
-    def slo_attainment(self) -> float:
-        """Share of the ended requests that were answered by their deadline; 1 before the first ended."""
-        ended = self.met + self.late + self.failed + sum(self.rejected.values())
-        return self.met / ended if ended else 1.0
 
 
 class _RequestFuture(Future[Outputs]):
@@ -163,33 +111,33 @@ class Scheduler:
         self.scaler: CpuScaler = scaler or ThreadScaler()
         self.slo_s = slo_s
         self._clock = clock
-        self._recorder = recorder
         self._name = name
         self._ids = itertools.count()
         self._groups: dict[Any, int] = {}
         self._entries: dict[int, Entry] = {}
-        self._inbox: deque[Event] = deque()
-        self._engine = threading.Lock()
-        self._alarm = Signal()
-        self._wakeup: float | None = None
-        self._closing = False
+        self._closing = self._stopped = False
         self._closed = threading.Lock()
-        self._idle = threading.Event()
-        self._stopped = False
         self._rejected: Counter[str] = Counter()
-        self._cancelled = self._submitted = 0
+        self._cancelled = 0
         self._cores = 0.0
         self._cores_since = self._started_at = clock()
         self._allocated_core_s = 0.0
         self._resizes = self._cpu_control_errors = 0
         self._cpu_s_before = self.session.cpu_s()
         self.session.reserve(self.controller.max_lanes)
+        self._engine = Engine(
+            self.controller,
+            start=self._start,
+            scale=self._scale,
+            leave=self._leave,
+            clock=clock,
+            recorder=recorder,
+            name=f"{name}-alarm",
+        )
         self._lanes = [self._make_lane(index) for index in range(self.controller.max_lanes)]
-        self._watcher = threading.Thread(target=self._watch, name=f"{name}-alarm", daemon=True)
-        self._watcher.start()
         self.scaler.adopt([*(lane.thread_id for lane in self._lanes), *self.session.thread_ids()])
         _open_schedulers.add(self)
-        self._post(Tick())  # the controller's first allocation
+        self._engine.post(Tick())  # the controller's first allocation
 
     # -- clients -------------------------------------------------------------------------------------------------
 
@@ -239,9 +187,9 @@ class Scheduler:
         if group is None:
             group = self._groups.setdefault(shapes, len(self._groups))
         request_id = next(self._ids)
-        future = _RequestFuture(lambda: self._post(Cancelled(request_id)))
+        future = _RequestFuture(lambda: self._engine.post(Cancelled(request_id)))
         self._entries[request_id] = Entry(request_id, inputs, rows, deadline, future)
-        self._post(
+        self._engine.post(
             Arrived(Request(request_id=request_id, arrived_at=arrived_at, deadline=deadline, rows=rows, group=group))
         )
         return future
@@ -270,7 +218,7 @@ class Scheduler:
         rows = sum(lane.rows for lane in lanes)
         now = self._clock()
         return Statistics(
-            submitted=self._submitted,
+            submitted=self._engine.arrived,
             met=sum(lane.met for lane in lanes),
             late=sum(lane.late for lane in lanes),
             failed=sum(lane.failed for lane in lanes),
@@ -313,16 +261,14 @@ class Scheduler:
             if self._stopped:
                 return True
             self._closing = True
-            self._post(Drain() if drain else Abort())
-            finished = self._idle.wait(timeout_s)
-            self._post(Abort())
-            # Without a time limit nothing runs any more; with one, what had waited is gone and the rest is told below.
+            finished = self._engine.wait_until_idle(Drain() if drain else Abort(), timeout_s)
+            # What still waits when the time is up, or was submitted in between, is told.
+            self._engine.post(Abort())
             self._stopped = True
             if finished:
                 for lane in self._lanes:
                     lane.stop()
-            self._alarm.set()
-            self._watcher.join()
+            self._engine.stop()
             if finished:
                 for owned in self._owned:
                     owned.close()
@@ -337,75 +283,22 @@ class Scheduler:
     ) -> None:
         self.close(drain=kind is None)
 
-    # -- the engine ----------------------------------------------------------------------------------------------
+    # -- what the engine asks for --------------------------------------------------------------------------------
 
-    def _post(self, event: Event) -> None:
-        self._inbox.append(event)
-        self._run_engine()
+    def _start(self, batch: Batch) -> None:
+        self._lanes[batch.lane].start(batch)
 
-    def _run_engine(self) -> None:
-        """Handle what is in the inbox, unless somebody is at it."""
-        while self._inbox and self._engine.acquire(blocking=False):
-            try:
-                settled, left = self._turn()
-            finally:
-                self._engine.release()
-            for entry, error in settled:
-                settle(entry.future, error)
-            if left:
-                self._alarm.set()
-                return
-
-    def _turn(self) -> tuple[list[tuple[Entry, SpongeError | None]], bool]:
-        """Handle some events; return the requests that have got their outcome by it, and whether events are left."""
-        inbox, controller, clock = self._inbox, self.controller, self._clock
-        settled: list[tuple[Entry, SpongeError | None]] = []
-        for _ in range(_EVENTS_PER_TURN):
-            if not inbox:
-                break
-            event = inbox.popleft()
-            now = clock()
-            if isinstance(event, Arrived):
-                self._submitted += 1
-            elif isinstance(event, Cancelled):
-                # Whoever takes the entry, a lane or the engine, is the one who settles it.
-                entry = self._entries.pop(event.request_id, None)
-                if entry is not None:
-                    settled.append((entry, None))
-                self._cancelled += 1
-            actions = controller.handle(event, now=now)
-            if self._recorder is not None:
-                self._recorder(now, event, actions)
-            for action in actions:
-                if isinstance(action, StartBatch):
-                    self._lanes[action.batch.lane].start(action.batch)
-                elif isinstance(action, SetCpu):
-                    inbox.appendleft(CpuApplied(self._scale(action.cores, now)))
-                else:
-                    entry = self._entries.pop(action.request_id, None)
-                    if entry is not None:
-                        settled.append((entry, self._reason(entry, action.reason, now)))
-        wakeup, before = controller.next_wakeup(), self._wakeup
-        self._wakeup = wakeup
-        if wakeup is not None and (before is None or wakeup < before):
-            self._alarm.set()
-        if self._closing and controller.idle and not inbox:
-            self._idle.set()
-        return settled, bool(inbox)
-
-    def _watch(self) -> None:
-        while not self._stopped:
-            wakeup = self._wakeup
-            rung = self._alarm.wait(None if wakeup is None else wakeup - self._clock())
-            if self._stopped:
-                return
-            if not rung:
-                with self._engine:
-                    self._inbox.append(Tick())
-                    settled, _ = self._turn()
-                for entry, error in settled:
-                    settle(entry.future, error)
-            self._run_engine()
+    def _leave(self, request_id: int, reason: RejectReason | None, now: float) -> Settlement | None:
+        """Take out a request that will not run. Whoever takes the entry, a lane or the engine, settles it."""
+        entry = self._entries.pop(request_id, None)
+        if reason is None:
+            self._cancelled += 1
+        elif entry is not None:
+            self._rejected[reason.value] += 1
+        if entry is None:
+            return None
+        error = None if reason is None else self._error(entry, reason, now)
+        return partial(settle, entry.future, error)
 
     def _scale(self, cores: float, now: float) -> float:
         """Put an allocation in force; return what is in force then."""
@@ -422,8 +315,7 @@ class Scheduler:
             self._resizes += 1
         return applied
 
-    def _reason(self, entry: Entry, reason: RejectReason, now: float) -> SpongeError:
-        self._rejected[reason.value] += 1
+    def _error(self, entry: Entry, reason: RejectReason, now: float) -> SpongeError:
         if reason is RejectReason.DEADLINE:
             return DeadlineExceeded(entry.request_id, entry.deadline, now)
         if reason is RejectReason.QUEUE_FULL:
@@ -438,7 +330,7 @@ class Scheduler:
             self.session,
             max_rows=self.controller.max_batch_size,
             take=lambda request_id: self._entries.pop(request_id, None),
-            finished=lambda lane, service_s: self._post(BatchFinished(lane, service_s is not None, service_s)),
+            finished=lambda lane, service_s: self._engine.post(BatchFinished(lane, service_s is not None, service_s)),
             clock=self._clock,
             name=f"{self._name}-lane-{index}",
         )
