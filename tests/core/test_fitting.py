@@ -82,8 +82,18 @@ def test_super_linear_model_gets_a_table_and_is_told_why() -> None:
     assert model.report is not None
     assert model.report.form == "table"
     assert model.report.mean_error < 0.01 < fitting.MEAN_ERROR_LIMIT < model.report.four_term_mean_error
-    assert "which is too much" in model.report.explain()
+    assert "Latency table, as the four-term form is" in model.report.explain()
     assert model.latency_s(16, 2.0) == pytest.approx(0.002 * 128 + 0.002 + 0.001, rel=1e-3)
+
+
+def test_scatter_of_a_few_runs_does_not_make_a_table() -> None:
+    """A table would follow chance; three runs per cell that scatter by a third speak for the smoother form."""
+    true = LatencyModel(0.02, 0.005, 0.002, 0.003)
+    profile = profile_of(true.latency_s, runs=3, noise=0.3, seed=5)
+    model = LatencyModel.fit(profile, percentile=50)
+    assert model.report is not None
+    assert model.report.form == "four-term"
+    assert model.report.four_term_worst_error > fitting.WORST_ERROR_LIMIT > model.report.four_term_worst_excess
 
 
 def test_missing_cells_are_filled_with_caution() -> None:

@@ -25,7 +25,8 @@ MEAN_ERROR_LIMIT = 0.10
 10 % where latency is close to linear in the batch size, and 11 % and more where caches or thread counts bend
 it."""
 WORST_ERROR_LIMIT = 0.30
-"""... or above this error in any cell: a budget planned on that cell would be wrong by a third."""
+"""... or above this error in any cell: a budget planned on that cell would be wrong by a third. Of both errors only
+what is beyond the cells' `Estimate.scatter` counts."""
 LINEAR_LANES_TOLERANCE = 0.05
 """Slowdowns by lane count are kept as one coefficient if it gives each this closely, else one by one."""
 _HUBER = 1.345
@@ -47,6 +48,8 @@ class Estimate:
     bounded: bool = True
     """False if there are too few samples for an upper end: ``high_s`` is then only the largest seen."""
     samples: int = 1
+    scatter: float = 0.0
+    """Half-width of the median's 95 % interval relative to the median: how much of an error may be chance."""
     pooled: bool = False
     """True if the tail was estimated together with similar cells, for want of samples."""
 
@@ -87,6 +90,9 @@ class FitReport:
     four_term_mean_error: float
     """Mean absolute relative error of the four-term form, over the cells with one busy lane."""
     four_term_worst_error: float
+    four_term_mean_excess: float
+    """As the errors above, but only what is beyond the scatter of the runs: the form is judged by it."""
+    four_term_worst_excess: float
     four_term_worst_cell: tuple[int, float]
     """(batch size, cores) of the worst cell."""
     pooled: int = 0
@@ -109,12 +115,15 @@ class FitReport:
             f"the four-term form is {self.four_term_mean_error:.1%} off the measured p{self.percentile:g} on "
             f"average, {self.four_term_worst_error:.1%} at worst (batch {batch_size} on {cores:g} cores)"
         )
-        limits = f"limits: {MEAN_ERROR_LIMIT:.0%} on average, {WORST_ERROR_LIMIT:.0%} at worst"
+        limits = (
+            f"{self.four_term_mean_excess:.1%} and {self.four_term_worst_excess:.1%} of it beyond the scatter of the "
+            f"runs, where {MEAN_ERROR_LIMIT:.0%} and {WORST_ERROR_LIMIT:.0%} are allowed"
+        )
         if self.form == "four-term":
-            lines = [f"Four-term latency model: {four}; {limits}."]
+            lines = [f"Four-term latency model, as {four}; {limits}."]
         else:
             lines = [
-                f"Latency table: {four}, which is too much ({limits}).",
+                f"Latency table, as {four}; {limits}.",
                 f"Interpolating the measured table is {self.mean_error:.1%} off on average, "
                 f"{self.worst_error:.1%} at worst: what it took to make latency fall with the cores and rise "
                 "with the batch size.",
@@ -125,9 +134,7 @@ class FitReport:
             lines.append(f"With several lanes busy ({len(lanes)} cells) it is {off:.1%} off on average.")
         outliers = sum(cell.weight < 0.5 for cell in self.cells)
         if outliers:
-            lines.append(
-                f"{outliers} of {len(self.cells)} cells were taken for outliers of the four-term form."
-            )
+            lines.append(f"{outliers} of {len(self.cells)} cells were taken for outliers of the four-term form.")
         if self.pooled:
             lines.append(
                 f"{self.pooled} cells have too few samples for a p{self.percentile:g} of their own; "

@@ -143,6 +143,7 @@ def estimate_cells(cells: Sequence[Samples], percentile: float) -> tuple[Estimat
                 percentile / 100,
             )
             latency = latency**trust * (medians[at] * ratio) ** (1 - trust)
+        _, median_low, median_high, _ = percentile_interval(sorted_s[at], 50)
         result.append(
             Estimate(
                 batch_size=cell.batch_size,
@@ -153,6 +154,7 @@ def estimate_cells(cells: Sequence[Samples], percentile: float) -> tuple[Estimat
                 high_s=max(high, latency),
                 bounded=bounded,
                 samples=int(sorted_s[at].size),
+                scatter=max(median_high - medians[at], medians[at] - median_low) / medians[at],
                 pooled=pooled,
             )
         )

@@ -100,12 +100,7 @@ class LatencyTable(LatencyModel):
     def _rows_for(self, batch_size: FloatArray) -> FloatArray:
         """As `_interpolate_rows`; small whole batch sizes, the solver's usual question, are ready made."""
         index = batch_size.astype(np.int64)
-        if (
-            index.size
-            and index.min() >= 1
-            and index.max() <= _READY_BATCH_SIZES
-            and np.all(index == batch_size)
-        ):
+        if index.size and index.min() >= 1 and index.max() <= _READY_BATCH_SIZES and np.all(index == batch_size):
             return np.asarray(self._ready[index - 1])
         return self._interpolate_rows(batch_size)
 
@@ -211,7 +206,9 @@ def fit_latency(estimates: Sequence[Estimate], percentile: float) -> LatencyMode
     model = LatencyModel(*terms, interference=interference, lane_factors=lane_factors)
     errors = np.abs(model.latency_s(batch_size, cores) / measured - 1)
     mean, worst = float(errors.mean()), float(errors.max())
-    good = mean <= fitting.MEAN_ERROR_LIMIT and worst <= fitting.WORST_ERROR_LIMIT
+    # a table of few runs follows their scatter: only what is beyond it speaks against the smoother form
+    excess = np.maximum(errors - np.array([cell.scatter for cell in alone]), 0.0)
+    good = excess.mean() <= fitting.MEAN_ERROR_LIMIT and excess.max() <= fitting.WORST_ERROR_LIMIT
     if not good:
         batches, shares, table = fitting.complete_grid(batch_size, cores, measured)
         model = LatencyTable(
@@ -240,6 +237,8 @@ def fit_latency(estimates: Sequence[Estimate], percentile: float) -> LatencyMode
         ),
         four_term_mean_error=mean,
         four_term_worst_error=worst,
+        four_term_mean_excess=float(excess.mean()),
+        four_term_worst_excess=float(excess.max()),
         four_term_worst_cell=(worst_cell.batch_size, worst_cell.cores),
         pooled=sum(cell.pooled for cell in estimates),
     )
