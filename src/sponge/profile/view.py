@@ -92,6 +92,7 @@ def plot(profile: Profile, path: str | os.PathLike[str] | None, percentile: floa
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
+        from matplotlib.ticker import FuncFormatter, LogLocator
     except ImportError as error:
         raise ImportError(
             "Profile.plot needs matplotlib: install it with pip install 'sponge-serving[plot]'"
@@ -126,13 +127,15 @@ def plot(profile: Profile, path: str | os.PathLike[str] | None, percentile: floa
     ticks = sorted({estimate.cores for estimate in alone})
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(alpha=0.3)
     axes.set_title(
         f"{profile.model_name or 'model'}: points measured (95 % intervals), lines {report.form} model\n"
         f"({report.mean_error:.1%} off on average)",
         fontsize=10,
     )
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure
