@@ -205,7 +205,8 @@ class Controller:
 
     def drift_scale(self, group: int = 0) -> float:
         """Return the factor by which recent batches of *group* took longer than the model says."""
-        return self._drift[group].scale if group in self._drift else 1.0
+        drift = self._drift.get(group)
+        return 1.0 if drift is None else drift.scale
 
     # -- events --------------------------------------------------------------------------------------------------
 
@@ -297,41 +298,42 @@ class Controller:
         ceiling = self._ceiling_cores if now < self._ceiling_until else float("inf")
         free_cores = max(min(self.solver.max_cores, ceiling), self._policy.smallest_cores)
         backlog_core_s = 0.0
-        busy = [running for running in self._lanes if running is not None]
-        for running in busy:
-            batch = running.batch
-            free_cores -= batch.cores
-            backlog_core_s += batch.cores * max(0.0, running.started_at + batch.expected_s - now)
+        busy_lanes = 0
+        for running in self._lanes:
+            if running is not None:
+                batch = running.batch
+                busy_lanes += 1
+                free_cores -= batch.cores
+                backlog_core_s += batch.cores * max(0.0, running.started_at + batch.expected_s - now)
         if free_cores < self._policy.smallest_cores - _TOLERANCE_CORES:
             return None
         return State(
-            now=now,
-            free_cores=free_cores + _TOLERANCE_CORES,
-            busy_lanes=len(busy),
-            backlog_core_s=sum(
-                running.batch.cores * max(0.0, running.started_at + running.batch.expected_s - now) for running in busy
-            ),
-            arrival_rate_rps=self._rate.rate_rps(now),
-            scale=self.drift_scale(queue.head().group),
-            may_hold=not self._draining and now < self._hold_ends,
+            now,
+            free_cores + _TOLERANCE_CORES,
+            busy_lanes,
+            backlog_core_s,
+            self._rate.rate_rps(now),
+            self.drift_scale(queue.head().group),
+            not self._draining and now < self._hold_ends,
         )
 
     def _start(self, queue: EdfQueue, decision: Dispatch, now: float) -> StartBatch:
         self._hold_ends = float("inf")
         lane = self._lanes.index(None)
-        busy_lanes = sum(running is not None for running in self._lanes) + 1
+        busy_lanes = self.max_lanes - self._lanes.count(None) + 1
         requests = queue.take(decision.batch_size)
-        rows = sum(request.rows for request in requests)
+        rows = sum([request.rows for request in requests])
+        group = requests[0].group
         predicted_s = self._predicted_s(rows, decision.cores, busy_lanes)
         batch = Batch(
             batch_id=self._batches,
-            request_ids=tuple(request.request_id for request in requests),
+            request_ids=tuple([request.request_id for request in requests]),
             rows=rows,
-            group=requests[0].group,
+            group=group,
             lane=lane,
             cores=decision.cores,
             threads=intra_op_threads(decision.cores),
-            expected_s=predicted_s * self.drift_scale(requests[0].group),
+            expected_s=predicted_s * self.drift_scale(group),
         )
         self._batches += 1
         self._lanes[lane] = _Running(batch, now, predicted_s)
@@ -345,7 +347,10 @@ class Controller:
 
     def _set_cores(self, actions: list[Action]) -> None:
         """Ask for what the running lanes need together, if that has changed."""
-        cores = sum(running.batch.cores for running in self._lanes if running is not None)
+        cores = 0.0
+        for running in self._lanes:
+            if running is not None:
+                cores += running.batch.cores
         cores = cores or self.settings.idle_cores
         if abs(cores - self._cores_asked) > _TOLERANCE_CORES:
             self._cores_asked = cores

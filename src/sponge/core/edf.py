@@ -72,6 +72,8 @@ class EdfQueue:
         group that does not fit ends the batch: overtaking it would serve a later deadline first.
         """
         head = self.head()
+        if len(self._keys) == 1:
+            return self.take_all()
         taken = [head]
         rows = head.rows
         count = 1  # a run of keys from the front, while no other group intervenes
