@@ -89,9 +89,7 @@ class LatencyModel:
         for name in ("gamma_s", "epsilon_s", "delta_s", "eta_s", "interference"):
             value = getattr(self, name)
             if not np.isfinite(value) or (value < 0 and name != "epsilon_s"):
-                raise ValueError(
-                    f"{name} must be finite{'' if name == 'epsilon_s' else ' and >= 0'}, got {value!r}"
-                )
+                raise ValueError(f"{name} must be finite{'' if name == 'epsilon_s' else ' and >= 0'}, got {value!r}")
         if not max(self.gamma_s + self.epsilon_s, 0.0) + self.delta_s + self.eta_s > 0:
             raise ValueError(
                 "gamma_s, epsilon_s, delta_s and eta_s must give a batch of one a latency above 0, got "
@@ -147,9 +145,7 @@ class LatencyModel:
     @overload
     def throughput_rps(self, batch_size: float, cores: float, lanes: int = 1) -> float: ...
     @overload
-    def throughput_rps(
-        self, batch_size: Array, cores: float | Array, lanes: int | Array = 1
-    ) -> FloatArray: ...
+    def throughput_rps(self, batch_size: Array, cores: float | Array, lanes: int | Array = 1) -> FloatArray: ...
     @overload
     def throughput_rps(self, batch_size: float, cores: Array, lanes: int | Array = 1) -> FloatArray: ...
     def throughput_rps(self, batch_size: Any, cores: Any, lanes: Any = 1) -> Any:
@@ -165,9 +161,7 @@ class LatencyModel:
     @overload
     def cores_for(self, batch_size: float, latency_s: float, lanes: int = 1) -> float: ...
     @overload
-    def cores_for(
-        self, batch_size: Array, latency_s: float | Array, lanes: int | Array = 1
-    ) -> FloatArray: ...
+    def cores_for(self, batch_size: Array, latency_s: float | Array, lanes: int | Array = 1) -> FloatArray: ...
     @overload
     def cores_for(self, batch_size: float, latency_s: Array, lanes: int | Array = 1) -> FloatArray: ...
     def cores_for(self, batch_size: Any, latency_s: Any, lanes: Any = 1) -> Any:
@@ -234,7 +228,8 @@ class LatencyModel:
 
     def _latency_scalar(self, batch_size: float, cores: float) -> float:
         parallel = self.gamma_s * batch_size + self.epsilon_s
-        return (parallel / cores if parallel > 0 else 0.0) + self.delta_s * batch_size + self.eta_s
+        parallel_s = parallel / cores if parallel > 0 else 0.0
+        return parallel_s + (self.delta_s * batch_size + self.eta_s)  # in this order, as for arrays
 
     def _latency_array(self, batch_size: FloatArray, cores: FloatArray) -> FloatArray:
         parallel = np.maximum(self.gamma_s * batch_size + self.epsilon_s, 0.0)
