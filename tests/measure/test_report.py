@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -123,23 +124,37 @@ def test_plain_table_is_aligned_and_complete() -> None:
     """It is what a machine without rich shows, and what a log file keeps."""
     summaries = [summarise("static, FIFO", OUTCOMES, ALLOCATION), summarise("sponge", [], ALLOCATION)]
     lines = plain_table(summaries).splitlines()
-    assert len(lines) == 4
-    assert "deadlines met" in lines[0]
-    assert "2/5 (40.0 %)" in lines[2]
-    assert "0/0 (– %)" in lines[3]
-    assert lines[2].index("2/5") > len("static, FIFO")
+    assert len({len(line) for line in lines}) == 1
+    cells = {line[:22].strip(): line[22:].split() for line in lines[1:]}
+    assert cells["deadlines met"] == ["2/5", "0/0"]
+    assert cells["share met"] == ["40.0", "%", "–"]
+    assert cells["turned away or failed"] == ["2", "0"]
+    assert cells["response p50"] == ["600", "ms", "–"]
+    assert cells["core-seconds allocated"] == ["9.0", "9.0"]
+    assert cells["CPU-seconds used"] == ["–", "–"]
+    assert cells["allocations changed"] == ["2", "2"]
 
 
 @pytest.mark.parametrize("rich_installed", [True, False])
 def test_table_prints_with_and_without_rich(rich_installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rich is an extra; its absence must not cost the figures."""
     if not rich_installed:
-        monkeypatch.setitem(__import__("sys").modules, "rich.console", None)
-    monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setitem(sys.modules, "rich.console", None)
+    monkeypatch.setenv("COLUMNS", "80")
     out = io.StringIO()
     print_table([summarise("sponge", OUTCOMES, ALLOCATION)], file=out)
-    assert "2/5 (40.0 %)" in out.getvalue()
-    assert ("━" in out.getvalue()) is rich_installed
+    assert "2/5" in out.getvalue()
+    assert ("─" in out.getvalue()) is rich_installed
+
+
+def test_table_of_four_policies_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eighty characters, and no figure cut short."""
+    monkeypatch.setenv("COLUMNS", "80")
+    out = io.StringIO()
+    names = ["static, FIFO, one by one", "static, EDF, batches to 8", "static, EDF, 16 lanes, batches to 8", "sponge"]
+    print_table([summarise(name, OUTCOMES, ALLOCATION) for name in names], file=out)
+    assert "…" not in out.getvalue()
+    assert out.getvalue().count("600 ms") == 4
 
 
 def test_figure_is_written(tmp_path: Path) -> None:
@@ -156,7 +171,7 @@ def test_figure_is_written(tmp_path: Path) -> None:
 
 def test_figure_without_matplotlib_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asks for a picture should learn what to install."""
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     run = Series(policy="static", outcomes=OUTCOMES, allocation=ALLOCATION)
     with pytest.raises(ImportError, match=r"sponge-serving\[plot\]"):
         save_figure(tmp_path / "runs.png", [run])

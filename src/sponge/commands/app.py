@@ -111,7 +111,7 @@ def demo(
         float | None,
         typer.Option(help="Requests per second.  [default: 0.4 of what all cores can serve, as measured]"),
     ] = None,
-    slo: Annotated[float, typer.Option(help="Time from sending to the answer [s].")] = 0.8,
+    slo: Annotated[float, typer.Option(help="Time from sending to the answer [s].")] = 0.6,
     duration: Annotated[float, typer.Option(help="Length of each run [s].", min=1.0)] = 12.0,
     payload_kb: Annotated[float, typer.Option(help="Size of each upload [1000 bytes].", min=0.0)] = 500.0,
     arrivals: Annotated[str, typer.Option(help="When clients send: bursts, poisson or constant.")] = "bursts",

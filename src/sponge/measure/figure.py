@@ -55,9 +55,7 @@ def save_figure(path: str | os.PathLike[str], series: Sequence[Series], *, title
         raise ValueError("series must hold at least one run, each with outcomes")
     figure_class = _figure_class()
     figure = figure_class(figsize=(9, 8), layout="constrained")
-    budget_axes, cores_axes, miss_axes = figure.subplots(
-        3, 1, sharex=True, gridspec_kw={"height_ratios": [1, 1.4, 1]}
-    )
+    budget_axes, cores_axes, miss_axes = figure.subplots(3, 1, sharex=True, gridspec_kw={"height_ratios": [1, 1.4, 1]})
     _draw_budgets(budget_axes, series[0].outcomes)
     end_s = max(run.allocation.end_s for run in series)
     edges_s = np.arange(np.ceil(end_s) + 1)

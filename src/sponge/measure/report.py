@@ -44,8 +44,7 @@ class Outcome:
     def __attrs_post_init__(self) -> None:
         if (self.finished_at is None) == (self.kind is OutcomeKind.FINISHED):
             raise ValueError(
-                "finished_at must be given if and only if kind is FINISHED, "
-                f"got {self.finished_at!r} and {self.kind}"
+                f"finished_at must be given if and only if kind is FINISHED, got {self.finished_at!r} and {self.kind}"
             )
 
     @property
@@ -96,9 +95,7 @@ class Allocation:
             raise ValueError("cores must not be negative")
 
     @classmethod
-    def from_changes(
-        cls, changes: Sequence[tuple[float, float]], *, start_s: float, end_s: float
-    ) -> Allocation:
+    def from_changes(cls, changes: Sequence[tuple[float, float]], *, start_s: float, end_s: float) -> Allocation:
         """Make one from (instant, cores) pairs in order of time, cut to [*start_s*, *end_s*].
 
         What was in force at *start_s* is kept; if nothing was, the first change counts from *start_s* on,

@@ -1,75 +1,66 @@
-"""Summaries as a table: by rich where it is installed, else as plain text of the same content."""
+"""Summaries as a table: by rich where it is installed, else as plain text of the same content.
+
+Policies are the columns: their figures then stand side by side, and the names of the figures have room, on a terminal
+of 80 characters too.
+"""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from sponge.measure.report import Summary
 
-COLUMNS = (
-    "policy",
-    "deadlines met",
-    "late",
-    "turned away",
-    "response p50",
-    "p99",
-    "core-seconds allocated",
-    "mean cores",
-    "CPU-seconds used",
-    "changes",
-)
+
+def _number(value: float, digits: int, unit: str = "") -> str:
+    return "–" if math.isnan(value) else f"{value:.{digits}f}{unit}"
 
 
-def table_cells(summary: Summary) -> list[str]:
-    """Return one row, in the order of `COLUMNS`."""
-    return [
-        summary.policy,
-        f"{summary.deadlines_met}/{summary.requests} ({_number(100 * summary.slo_attainment, 1)} %)",
-        str(summary.late),
-        str(summary.rejected + summary.failed),
-        f"{_number(1000 * summary.response_s_p50, 0)} ms",
-        f"{_number(1000 * summary.response_s_p99, 0)} ms",
-        _number(summary.core_seconds_allocated, 1),
-        _number(summary.cores_mean, 2),
-        _number(summary.cpu_seconds_used, 1),
-        str(summary.allocations_changed),
-    ]
+ROWS: dict[str, Callable[[Summary], str]] = {
+    "deadlines met": lambda s: f"{s.deadlines_met}/{s.requests}",
+    "share met": lambda s: _number(100 * s.slo_attainment, 1, " %"),
+    "late": lambda s: str(s.late),
+    "turned away or failed": lambda s: str(s.rejected + s.failed),
+    "response p50": lambda s: _number(1000 * s.response_s_p50, 0, " ms"),
+    "response p99": lambda s: _number(1000 * s.response_s_p99, 0, " ms"),
+    "core-seconds allocated": lambda s: _number(s.core_seconds_allocated, 1),
+    "cores on average": lambda s: _number(s.cores_mean, 2),
+    "CPU-seconds used": lambda s: _number(s.cpu_seconds_used, 1),
+    "allocations changed": lambda s: str(s.allocations_changed),
+}
+"""Name of each figure, and how it is shown."""
 
 
 def plain_table(summaries: Sequence[Summary]) -> str:
-    """Return the table as aligned text."""
-    rows = [list(COLUMNS), *(table_cells(summary) for summary in summaries)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    lines = [
+    """Return the table as aligned text, one column for each policy."""
+    lines = [["", *(summary.policy for summary in summaries)]]
+    lines += [[name, *(show(summary) for summary in summaries)] for name, show in ROWS.items()]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
         "  ".join(
             cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join(lines)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
 
 
 def print_table(summaries: Sequence[Summary], *, file: TextIO | None = None) -> None:
-    """Print the summaries of several policies, one line each."""
+    """Print the summaries of several policies side by side."""
     out = sys.stdout if file is None else file
     try:
+        from rich.box import SIMPLE_HEAD
         from rich.console import Console
         from rich.table import Table
     except ImportError:
         print(plain_table(summaries), file=out)
         return
-    table = Table(pad_edge=False)
-    for column, name in enumerate(COLUMNS):
-        table.add_column(name, justify="left" if column == 0 else "right")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
     for summary in summaries:
-        table.add_row(*table_cells(summary))
-    Console(file=out, markup=False).print(table)
-
-
-def _number(value: float, digits: int) -> str:
-    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+        table.add_column(summary.policy, justify="right")
+    for name, show in ROWS.items():
+        table.add_row(name, *(show(summary) for summary in summaries))
+    Console(file=out, markup=False, highlight=False).print(table)
