@@ -25,6 +25,9 @@ _HOME = {
     "CgroupScaler": "sponge.live.cgroup",
     "Scheduler": "sponge.live.scheduler",
     "Statistics": "sponge.live.statistics",
+    "simulate": "sponge.sim.kernel",
+    "Service": "sponge.sim.service",
+    "Run": "sponge.sim.run",
     **dict.fromkeys(
         (
             "CgroupUnavailable",
@@ -57,14 +60,17 @@ __all__ = [
     "ProfileMismatch",
     "Profiler",
     "QueueFull",
+    "Run",
     "Scheduler",
     "SchedulerClosed",
+    "Service",
     "Settings",
     "Solver",
     "SpongeError",
     "Statistics",
     "TraceError",
     "UnsupportedModel",
+    "simulate",
     "wrap",
 ]
 
@@ -92,6 +98,9 @@ if TYPE_CHECKING:
     from sponge.live.statistics import Statistics
     from sponge.live.wrap import wrap
     from sponge.profile import Profile
+    from sponge.sim.kernel import simulate
+    from sponge.sim.run import Run
+    from sponge.sim.service import Service
 
 
 def __getattr__(name: str) -> Any:
