@@ -383,7 +383,9 @@ def test_allocation_follows_the_load(sessions: Any) -> None:
             log.append(cores)
             return super().scale(cores)
 
-    with Scheduler(sessions("loop"), solver(max_batch_size=1), Recording()) as scheduler:
+    with Scheduler(
+        sessions("loop"), solver(max_batch_size=1), Recording(), settings=Settings(linger_s=0.0)
+    ) as scheduler:
         wait([scheduler.submit(slow(5_000), budget_s=600) for _ in range(4)], 60)
     assert log[0] == log[-1] == Settings().idle_cores
     assert max(log) == 2.0

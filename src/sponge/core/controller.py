@@ -53,6 +53,9 @@ class Settings:
     """Time kept between the predicted end of a batch and the deadline, for handing over [s]."""
     idle_cores: float = attrs.field(default=0.1, validator=attrs.validators.gt(0))
     """Allocation while nothing runs [cores]."""
+    linger_s: float = attrs.field(default=0.0005, validator=attrs.validators.ge(0))
+    """How long cores that are no longer needed are kept before they are given back [s]: about what giving them back and
+    asking for them again costs, so that requests that follow closely do not pay for it each time."""
     rate_time_constant_s: float = attrs.field(default=2.0, validator=attrs.validators.gt(0))
     """How much of the past counts in the arrival rate [s]."""
     follow_drift: bool = True
@@ -116,6 +119,7 @@ class Controller:
         self._rate = ArrivalRate(self.settings.rate_time_constant_s)
         self._drift: dict[int, DriftScale] = {}
         self._cores_asked = -1.0
+        self._shrink_at: float | None = None
         self._ceiling_cores = float("inf")
         self._ceiling_until = float("-inf")
         self._hold_until: float | None = None
@@ -168,10 +172,11 @@ class Controller:
 
     def next_wakeup(self) -> float | None:
         """Return when a `Tick` is due if nothing happens before [s], or None."""
-        if not self._queue:
-            return None
-        lost_at = self._lost_at(self._queue.head())
-        wakeup = lost_at if self._hold_until is None else min(lost_at, self._hold_until)
+        wakeup = float("inf") if self._shrink_at is None else self._shrink_at
+        if self._queue:
+            wakeup = min(wakeup, self._lost_at(self._queue.head()))
+            if self._hold_until is not None:
+                wakeup = min(wakeup, self._hold_until)
         return None if wakeup == float("inf") else wakeup
 
     @property
@@ -272,7 +277,7 @@ class Controller:
             self._hold_ends = float("inf")
         # A lane takes longer to wake up than a quota to be written, so it is woken first.
         actions.extend(started)
-        self._set_cores(actions)
+        self._set_cores(now, actions)
 
     def _shed(self, now: float, actions: list[Action]) -> None:
         """Take out the requests that no allocation could save any more."""
@@ -345,16 +350,24 @@ class Controller:
             self._predictions[key] = self.solver.latency.latency_s(rows, cores, lanes)
         return self._predictions[key]
 
-    def _set_cores(self, actions: list[Action]) -> None:
-        """Ask for what the running lanes need together, if that has changed."""
+    def _set_cores(self, now: float, actions: list[Action]) -> None:
+        """Ask for what the running lanes need together: more at once, less when it has not been needed for a while."""
         cores = 0.0
         for running in self._lanes:
             if running is not None:
                 cores += running.batch.cores
         cores = cores or self.settings.idle_cores
-        if abs(cores - self._cores_asked) > _TOLERANCE_CORES:
-            self._cores_asked = cores
-            actions.append(SetCpu(cores))
+        if cores < self._cores_asked - _TOLERANCE_CORES:
+            if self._shrink_at is None:
+                self._shrink_at = now + self.settings.linger_s
+            if now < self._shrink_at:
+                return
+        elif cores <= self._cores_asked + _TOLERANCE_CORES:
+            self._shrink_at = None
+            return
+        self._shrink_at = None
+        self._cores_asked = cores
+        actions.append(SetCpu(cores))
 
     # -- for tests -----------------------------------------------------------------------------------------------
 
@@ -365,7 +378,9 @@ class Controller:
         running = [entry.batch for entry in self._lanes if entry is not None]
         cores = sum(batch.cores for batch in running)
         assert cores <= self.solver.max_cores + _TOLERANCE_CORES
-        assert abs(self._cores_asked - (cores or self.settings.idle_cores)) < 1e-6 or self._cores_asked == -1.0
+        needed = cores or self.settings.idle_cores
+        assert self._cores_asked >= needed - _TOLERANCE_CORES or self._cores_asked == -1.0
+        assert (self._shrink_at is not None) == (self._cores_asked > needed + _TOLERANCE_CORES)
         assert self.queue_length <= self.settings.max_queue
         for lane, entry in enumerate(self._lanes):
             assert entry is None or entry.batch.lane == lane

@@ -97,6 +97,7 @@ class Engine:
         self._busy = threading.Lock()
         self._alarm = Signal()
         self._wakeup: float | None = None
+        self._armed: float | None = None  # until when the alarm's thread sleeps; None: until it is rung
         self._stopped = False
         self._idle: threading.Event | None = None
         self._watcher = threading.Thread(target=self._watch, name=name, daemon=True)
@@ -155,9 +156,9 @@ class Engine:
                     inbox.appendleft(CpuApplied(self._scale(action.cores, now)))
                 else:
                     self._take_out(action.request_id, action.reason, now, settlements)
-        wakeup, before = controller.next_wakeup(), self._wakeup
-        self._wakeup = wakeup
-        if wakeup is not None and (before is None or wakeup < before):
+        wakeup = self._wakeup = controller.next_wakeup()
+        if wakeup is not None and (self._armed is None or wakeup < self._armed):
+            self._armed = wakeup
             self._alarm.set()
         if self._idle is not None and controller.idle and not inbox:
             self._idle.set()
@@ -172,11 +173,11 @@ class Engine:
 
     def _watch(self) -> None:
         while not self._stopped:
-            wakeup = self._wakeup
+            wakeup = self._armed = self._wakeup
             rung = self._alarm.wait(None if wakeup is None else wakeup - self._clock())
             if self._stopped:
                 return
-            if not rung:
+            if not rung and self._wakeup is not None and self._wakeup <= self._clock():
                 # Waits for the engine, unlike others: the next alarm time is known only when the tick has been handled.
                 with self._busy:
                     self._inbox.append(Tick())
