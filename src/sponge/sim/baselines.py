@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import attrs
-
 from sponge.core.actions import Action, Reject, SetCpu, StartBatch
 from sponge.core.edf import EdfQueue
 from sponge.core.events import Abort, Arrived, BatchFinished, Cancelled, CpuApplied, Drain, Event, Tick
@@ -141,15 +139,15 @@ class StaticController:
         if len(self._waiting) >= self.max_queue:
             actions.append(Reject(request.request_id, RejectReason.QUEUE_FULL))
             return
-        key = request.arrived_at if self.order == "fifo" else request.deadline
-        self._queue.push(attrs.evolve(request, deadline=key))
+        self._queue.push(_by_arrival(request) if self.order == "fifo" else request)
         self._waiting[request.request_id] = request
 
     def _dispatch(self, now: float, actions: list[Action]) -> None:
         while self._waiting and not all(self._busy):
             if self.drop_late and self._drop_head(now, actions):
                 continue
-            if not (self._draining or self._batch_is_full() or now >= self._window_ends()):
+            at_once = self._draining or not self.window_s
+            if not (at_once or self._batch_is_full() or now >= self._window_ends()):
                 return
             actions.append(self._start())
 
@@ -178,11 +176,11 @@ class StaticController:
         requests = self._queue.take(self.max_batch_size)
         for request in requests:
             del self._waiting[request.request_id]
-        rows = sum(request.rows for request in requests)
+        rows = sum([request.rows for request in requests])
         lane_cores = self.cores / self.max_lanes
         batch = Batch(
             batch_id=self._batches,
-            request_ids=tuple(request.request_id for request in requests),
+            request_ids=tuple([request.request_id for request in requests]),
             rows=rows,
             group=requests[0].group,
             lane=lane,
@@ -197,3 +195,15 @@ class StaticController:
         if self.latency is None:
             return 0.0
         return self.latency.latency_s(rows, self.cores / self.max_lanes, self.max_lanes)
+
+
+def _by_arrival(request: Request) -> Request:
+    """Return the request with its arrival for a deadline."""
+    arrived_at = request.arrived_at
+    return Request(
+        request_id=request.request_id,
+        arrived_at=arrived_at,
+        deadline=arrived_at,
+        rows=request.rows,
+        group=request.group,
+    )
