@@ -78,6 +78,9 @@ class StaticController:
         self.window_s = window_s
         self.drop_late = drop_late
         self.latency = latency
+        self._lane_cores = self.cores / lanes
+        self._threads = intra_op_threads(self._lane_cores)
+        self._expected_s: dict[int, float] = {}
         self._queue = EdfQueue()
         # The requests as they came: in the queue a FIFO request bears its arrival as its deadline.
         self._waiting: dict[int, Request] = {}
@@ -154,7 +157,7 @@ class StaticController:
     def _drop_head(self, now: float, actions: list[Action]) -> bool:
         request = self._waiting[self._queue.head().request_id]
         # A finished-in-time answer must be possible; with no prediction only the past is certain.
-        if now + self._expected_s(request.rows) <= request.deadline:
+        if now + self._predict_s(request.rows) <= request.deadline:
             return False
         self._queue.remove(request.request_id)
         del self._waiting[request.request_id]
@@ -177,24 +180,25 @@ class StaticController:
         for request in requests:
             del self._waiting[request.request_id]
         rows = sum([request.rows for request in requests])
-        lane_cores = self.cores / self.max_lanes
         batch = Batch(
             batch_id=self._batches,
             request_ids=tuple([request.request_id for request in requests]),
             rows=rows,
             group=requests[0].group,
             lane=lane,
-            cores=lane_cores,
-            threads=intra_op_threads(lane_cores),
-            expected_s=self._expected_s(rows),
+            cores=self._lane_cores,
+            threads=self._threads,
+            expected_s=self._predict_s(rows),
         )
         self._batches += 1
         return StartBatch(batch)
 
-    def _expected_s(self, rows: int) -> float:
+    def _predict_s(self, rows: int) -> float:
         if self.latency is None:
             return 0.0
-        return self.latency.latency_s(rows, self.cores / self.max_lanes, self.max_lanes)
+        if rows not in self._expected_s:
+            self._expected_s[rows] = self.latency.latency_s(rows, self._lane_cores, self.max_lanes)
+        return self._expected_s[rows]
 
 
 def _by_arrival(request: Request) -> Request:
