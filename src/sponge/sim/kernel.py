@@ -39,6 +39,8 @@ _MAX_TICKS_AT_ONCE = 1000
 _TOLERANCE_CORES = 1e-9
 _CHUNK = 4096
 _TICK = Tick()
+_BATCH_FIELDS = 5
+"""Rows, lane, cores, start and end of a batch, kept as numbers so that a million batches are not as many objects."""
 _STARTED, _WAITING = 254, 255
 """Fates of requests that have not ended; the others are of `Outcome`."""
 _FATE = {
@@ -118,11 +120,12 @@ class _Lanes:
 
     def __init__(self, count: int, times: Times) -> None:
         self._times = times
-        self.batch_index = [-1] * count
-        self.batches: list[Batch | None] = [None] * count
-        self.cores = [0.0] * count
-        self.finish_at = [math.inf] * count
+        self._batches: list[Batch | None] = [None] * count
+        self._started = [(-1, 0.0)] * count
+        self._cores = [0.0] * count
+        self._finish_at = [math.inf] * count
         self.next_at = math.inf
+        """When the next batch ends [s]; ``inf`` if none does."""
         self._busy = 0
         self._share = 1.0
         # Of each lane: lanes busy at its start, chance, remaining fraction, since when, time of the whole.
@@ -130,40 +133,42 @@ class _Lanes:
 
     def start(self, batch: Batch, index: int, now: float) -> None:
         lane = batch.lane
-        if not 0 <= lane < len(self.batches) or self.batches[lane] is not None:
+        if not 0 <= lane < len(self._batches) or self._batches[lane] is not None:
             raise RuntimeError(f"the controller started a batch on lane {lane}, which is not free")
         self._busy += 1
         rows, cores, busy, times = batch.rows, batch.cores, self._busy, self._times
         factor = times.factor(rows, cores, busy)
         whole_s = factor * times.latency_s(rows, cores * self._share, busy)
-        self.batches[lane] = batch
-        self.batch_index[lane] = index
-        self.cores[lane] = cores
+        self._batches[lane] = batch
+        self._started[lane] = (index, now)
+        self._cores[lane] = cores
         self._work[lane] = (busy, factor, 1.0, now, whole_s)
-        finish_at = self.finish_at[lane] = now + whole_s
+        finish_at = self._finish_at[lane] = now + whole_s
         if finish_at < self.next_at:
             self.next_at = finish_at
 
-    def finish(self, in_force: float, now: float) -> tuple[int, int]:
-        """Free the lane that ends now, for the others to go faster; return it and the index of its batch."""
-        lane = self.finish_at.index(now)
+    def finish(self, in_force: float, now: float) -> tuple[Batch, int, float]:
+        """Free the lane that ends now, for the others to go faster; return its batch, that one's index and start."""
+        lane = self._finish_at.index(now)
+        batch = self._batches[lane]
+        assert batch is not None
         self._busy -= 1
-        self.batches[lane] = None
-        self.cores[lane] = 0.0
-        self.finish_at[lane] = math.inf
-        self.next_at = min(self.finish_at)
+        self._batches[lane] = None
+        self._cores[lane] = 0.0
+        self._finish_at[lane] = math.inf
+        self.next_at = min(self._finish_at)
         if self._share != 1.0:
             self.share_cores(in_force, now)
-        return lane, self.batch_index[lane]
+        return batch, *self._started[lane]
 
     def share_cores(self, in_force: float, now: float) -> None:
         """Run at the speed that the cores in force allow from now on."""
-        planned = sum(self.cores)
+        planned = sum(self._cores)
         share = 1.0 if in_force >= planned - _TOLERANCE_CORES else in_force / planned
         if share == self._share:
             return
         self._share = share
-        for lane, batch in enumerate(self.batches):
+        for lane, batch in enumerate(self._batches):
             if batch is None:
                 continue
             busy, factor, remaining, since, whole_s = self._work[lane]
@@ -171,8 +176,8 @@ class _Lanes:
                 remaining = max(0.0, remaining - (now - since) / whole_s)
             whole_s = factor * self._times.latency_s(batch.rows, batch.cores * share, busy)
             self._work[lane] = (busy, factor, remaining, now, whole_s)
-            self.finish_at[lane] = now + remaining * whole_s if remaining else now
-        self.next_at = min(self.finish_at)
+            self._finish_at[lane] = now + remaining * whole_s if remaining else now
+        self.next_at = min(self._finish_at)
 
 
 class _Kernel:
@@ -198,9 +203,7 @@ class _Kernel:
         self._fate = bytearray([_WAITING]) * len(workload)
         self._batch_of = array("q", [-1]) * len(workload)
         self._outstanding = 0
-        self._rows, self._lane = array("q"), array("q")
-        self._cores, self._started, self._finished = array("d"), array("d"), array("d")
-        self._requests_in = array("q")
+        self._batches = array("d")  # of each batch _BATCH_FIELDS numbers
         self._asked: _Changes = (array("d"), array("d"))
         self._in_force: _Changes = (array("d"), array("d"))
         if initial_cores is not None:
@@ -297,7 +300,7 @@ class _Kernel:
         self._lanes.share_cores(self._resizer.cores, now)
 
     def _start(self, batch: Batch, now: float) -> None:
-        index = len(self._rows)
+        index = len(self._batches) // _BATCH_FIELDS
         self._lanes.start(batch, index, now)
         fate, batch_of = self._fate, self._batch_of
         for request_id in batch.request_ids:
@@ -305,18 +308,13 @@ class _Kernel:
                 raise RuntimeError(f"the controller started request {request_id}, which is not waiting")
             fate[request_id] = _STARTED
             batch_of[request_id] = index
-        self._rows.append(batch.rows)
-        self._lane.append(batch.lane)
-        self._cores.append(batch.cores)
-        self._started.append(now)
-        self._finished.append(math.nan)
-        self._requests_in.append(len(batch.request_ids))
+        self._batches.extend((batch.rows, batch.lane, batch.cores, now, math.nan))
 
     def _finish(self, now: float) -> None:
-        lane, index = self._lanes.finish(self._resizer.cores, now)
-        self._finished[index] = now
-        self._outstanding -= self._requests_in[index]
-        self._inbox.append(BatchFinished(lane, True, now - self._started[index]))
+        batch, index, started_at = self._lanes.finish(self._resizer.cores, now)
+        self._batches[index * _BATCH_FIELDS + _BATCH_FIELDS - 1] = now
+        self._outstanding -= len(batch.request_ids)
+        self._inbox.append(BatchFinished(batch.lane, True, now - started_at))
 
     def _reject(self, action: Reject) -> None:
         if self._fate[action.request_id] != _WAITING:
@@ -344,12 +342,13 @@ class _Kernel:
 
     def result(self, horizon_s: float | None) -> Run:
         workload = self._workload
+        rows, lane, cores, started_at_s, batch_finished_at_s = np.array(self._batches).reshape(-1, _BATCH_FIELDS).T
         batches = Batches(
-            rows=_frozen(self._rows, np.int64),
-            cores=_frozen(self._cores, np.float64),
-            lane=_frozen(self._lane, np.int64),
-            started_at_s=_frozen(self._started, np.float64),
-            finished_at_s=_frozen(self._finished, np.float64),
+            rows=_frozen(rows, np.int64),
+            cores=_frozen(cores, np.float64),
+            lane=_frozen(lane, np.int64),
+            started_at_s=_frozen(started_at_s, np.float64),
+            finished_at_s=_frozen(batch_finished_at_s, np.float64),
         )
         batch = _frozen(self._batch_of, np.int64)
         finished_at_s = np.append(batches.finished_at_s, math.nan)[batch]  # -1 reads the nan
@@ -404,7 +403,7 @@ def _steps(steps: _Changes, end_s: float) -> CoresOverTime:
     return CoresOverTime(times_s=times[kept], cores=cores[kept], end_s=end_s)
 
 
-def _frozen(values: array[Any], dtype: type[Any]) -> npt.NDArray[Any]:
+def _frozen(values: array[Any] | npt.NDArray[Any], dtype: type[Any]) -> npt.NDArray[Any]:
     result = np.array(values, dtype=dtype)
     result.setflags(write=False)
     return result
