@@ -209,16 +209,16 @@ def _policies(profile: Profile, cores: int) -> list[_Policy]:
     policies = [
         _Policy(
             name="static, FIFO, one by one",
-            controller=StaticController(cores, order="fifo", max_batch_size=1, latency=latency),
+            controller=StaticController(cores, order="fifo", max_batch_size=1, latency=typical),
         ),
         _Policy(
             name=f"static, EDF, {_batches(wide)}",
-            controller=StaticController(cores, order="edf", max_batch_size=wide, drop_late=True, latency=latency),
+            controller=StaticController(cores, order="edf", max_batch_size=wide, drop_late=True, latency=typical),
         ),
     ]
     if cores > 1:
         side_by_side = StaticController(
-            cores, order="edf", max_batch_size=narrow, lanes=cores, drop_late=True, latency=latency
+            cores, order="edf", max_batch_size=narrow, lanes=cores, drop_late=True, latency=typical
         )
         policies.append(_Policy(name=f"static, EDF, {cores} lanes, {_batches(narrow)}", controller=side_by_side))
     return [*policies, _Policy(name="sponge", controller=Controller(solver))]
