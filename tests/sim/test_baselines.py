@@ -166,7 +166,7 @@ def test_abort_turns_away_what_waits_and_what_comes() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"cores": 0.0}, {"order": "lifo"}, {"max_batch_size": 0}, {"window_s": -1.0}, {"lanes": 0}, {"max_queue": 0}],
+    [{"cores": 0.0}, {"order": "random"}, {"max_batch_size": 0}, {"window_s": -1.0}, {"lanes": 0}, {"max_queue": 0}],
 )
 def test_arguments_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     """Named in the message."""
