@@ -109,7 +109,7 @@ def demo(
     ] = None,
     rate: Annotated[
         float | None,
-        typer.Option(help="Requests per second.  [default: 0.4 of what all cores can serve, as measured]"),
+        typer.Option(help="Requests per second.  [default: a third of what all cores can serve, as measured]"),
     ] = None,
     slo: Annotated[float, typer.Option(help="Time from sending to the answer [s].")] = 0.6,
     duration: Annotated[float, typer.Option(help="Length of each run [s].", min=1.0)] = 12.0,

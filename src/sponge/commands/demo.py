@@ -34,7 +34,7 @@ from sponge.workload import PROCESSES, BandwidthTrace, Workload, load_bandwidth,
 MOST_CORES = 4
 """By default: enough to see the difference, and one client thread can drive the load of as many."""
 MAX_BATCH_SIZE = 8
-LOAD = 0.4
+LOAD = 1 / 3
 """Default rate, as a share of what single-core lanes on all cores can serve."""
 PROFILE_S = 10.0
 """Time for the profile [s]: enough for the median, rough for the 99th percentile."""
