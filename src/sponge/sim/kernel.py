@@ -227,13 +227,11 @@ class _Kernel:
         now = progress_at = 0.0
         self._wakeup = self._controller.next_wakeup()
         while True:
-            if inbox and not deciding:
+            while inbox and not deciding:
                 self._decide(inbox.popleft(), now)
-                continue
             happens_at = min(self._effect_at, lanes.next_at, resizer.next_at, arrives_at)
-            wakeup = self._wakeup
             # Only when nothing else happens before is a tick due.
-            due_at = math.inf if wakeup is None or deciding else max(wakeup, now)
+            due_at = math.inf if self._wakeup is None or deciding else max(self._wakeup, now)
             if event is None and not deciding:
                 next_at = min(happens_at, due_at)
                 if not self._outstanding and (horizon_s is None or next_at > horizon_s):
