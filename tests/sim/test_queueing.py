@@ -7,6 +7,7 @@ the seeds that are fixed here. Runs start empty; the first requests, which wait 
 from __future__ import annotations
 
 import math
+
 import numpy as np
 import numpy.typing as npt
 import pytest
