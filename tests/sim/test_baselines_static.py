@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from typing import Literal
-
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sponge.core.actions import Action, Reject, SetCpu, StartBatch
+from sponge.core.actions import Reject, SetCpu
 from sponge.core.controller import ControllerProtocol
-from sponge.core.events import Abort, Arrived, BatchFinished, Cancelled, CpuApplied, Drain, Tick
+from sponge.core.events import Abort, BatchFinished, Cancelled, CpuApplied, Drain, Tick
 from sponge.core.latency import LatencyModel
-from sponge.core.values import Batch, RejectReason, Request
+from sponge.core.values import RejectReason
 from sponge.sim.baselines import StaticController
+from tests.sim.scripts import arrived, start
 
 LATENCY = LatencyModel(gamma_s=0.2, epsilon_s=0.0, delta_s=0.0, eta_s=0.0)
-
-
-def arrived(request_id: int, at: float, deadline: float, *, rows: int = 1, group: int = 0) -> Arrived:
-    """Shorten the making of an arrival."""
-    return Arrived(Request(request_id=request_id, arrived_at=at, deadline=deadline, rows=rows, group=group))
-
-
-def start(batch_id: int, *request_ids: int, lane: int = 0, cores: float = 2.0, **fields: float) -> StartBatch:
-    """Shorten the making of a batch of single rows."""
-    return StartBatch(
-        Batch(
-            batch_id=batch_id,
-            request_ids=request_ids,
-            rows=int(fields.get("rows", len(request_ids))),
-            group=int(fields.get("group", 0)),
-            lane=lane,
-            cores=cores,
-            threads=math.ceil(cores),
-            expected_s=fields.get("expected_s", 0.0),
-        )
-    )
 
 
 def test_fifo_serves_single_requests_by_arrival_on_all_cores() -> None:
@@ -90,6 +64,37 @@ def test_late_requests_are_dropped_when_their_turn_comes() -> None:
     unsure.handle(arrived(1, 1.1, 1.2), now=1.1)
     unsure.handle(arrived(2, 1.1, 1.3), now=1.1)
     assert unsure.handle(BatchFinished(0), now=1.25) == [Reject(1, RejectReason.DEADLINE), start(1, 2)]
+
+
+def test_adaptive_batches_are_as_large_as_the_first_deadline_allows() -> None:
+    """At 0.1 s a request two fit before 1.3 and three before 1.6; a late one still gets its turn, alone."""
+    s = StaticController(2.0, order="edf", max_batch_size=4, batching="adaptive", latency=LATENCY)
+    s.handle(arrived(0, 1.0, 9.0), now=1.0)
+    for request_id, deadline in ((1, 1.55), (2, 1.6), (3, 1.7), (4, 1.8), (5, 1.3)):
+        s.handle(arrived(request_id, 1.0, deadline), now=1.0)
+    assert s.handle(BatchFinished(0), now=1.1) == [start(1, 5, 1, expected_s=0.2)]
+    assert s.handle(BatchFinished(0), now=1.3) == [start(2, 2, 3, 4, expected_s=LATENCY.latency_s(3, 2.0))]
+    s.handle(arrived(6, 1.3, 1.4), now=1.3)
+    s.handle(arrived(7, 1.3, 9.0), now=1.3)
+    assert s.handle(BatchFinished(0), now=1.6) == [start(3, 6, expected_s=0.1)]
+
+
+def test_lifo_serves_the_newest_first() -> None:
+    """Which some batchers do, whether they mean to or not."""
+    s = StaticController(2.0, order="lifo", max_batch_size=2)
+    s.handle(arrived(0, 1.0, 9.0), now=1.0)
+    for request_id in (1, 2, 3):
+        s.handle(arrived(request_id, 1.0 + request_id, 9.0), now=1.0 + request_id)
+    assert s.handle(BatchFinished(0), now=5.0) == [start(1, 3, 2)]
+
+
+def test_batches_are_planned_with_the_cores_in_force() -> None:
+    """A container may be allowed less than was asked for."""
+    s = StaticController(2.0, order="fifo", max_batch_size=1, latency=LATENCY)
+    s.handle(arrived(0, 1.0, 9.0), now=1.0)
+    s.handle(CpuApplied(1.0), now=1.0)
+    s.handle(arrived(1, 1.0, 9.0), now=1.0)
+    assert s.handle(BatchFinished(0), now=1.1) == [start(1, 1, cores=1.0, expected_s=0.2)]
 
 
 def test_window_lets_a_batch_wait_for_company() -> None:
@@ -166,7 +171,16 @@ def test_abort_turns_away_what_waits_and_what_comes() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"cores": 0.0}, {"order": "random"}, {"max_batch_size": 0}, {"window_s": -1.0}, {"lanes": 0}, {"max_queue": 0}],
+    [
+        {"cores": 0.0},
+        {"order": "random"},
+        {"max_batch_size": 0},
+        {"window_s": -1.0},
+        {"lanes": 0},
+        {"batching": "some"},
+        {"latency": None, "batching": "adaptive"},
+        {"max_queue": 0},
+    ],
 )
 def test_arguments_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     """Named in the message."""
@@ -182,97 +196,3 @@ def test_impossible_events_are_refused() -> None:
         s.handle(BatchFinished(0), now=1.0)
     with pytest.raises(ValueError, match="rows"):
         s.handle(arrived(0, 1.0, 2.0, rows=3), now=1.0)
-
-
-class StaticMachine(RuleBasedStateMachine):
-    """Any sequence of events: every request leaves exactly once, and no lane stands idle without a reason."""
-
-    order: Literal["fifo", "edf"] = "edf"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.controller = StaticController(
-            2.0, order=self.order, max_batch_size=3, window_s=0.3, lanes=2, drop_late=True, latency=LATENCY
-        )
-        self.now = 0.0
-        self.waiting: dict[int, Request] = {}
-        self.running: dict[int, Batch] = {}
-        self.arrivals = 0
-        self.closed = False
-
-    def follow(self, actions: list[Action]) -> None:
-        """Carry actions out as a shell would, and check each."""
-        for action in actions:
-            if isinstance(action, StartBatch):
-                batch = action.batch
-                requests = [self.waiting.pop(request_id) for request_id in batch.request_ids]
-                assert batch.lane not in self.running
-                assert batch.rows == sum(request.rows for request in requests) <= 3
-                assert {request.group for request in requests} == {batch.group}
-                self.running[batch.lane] = batch
-            elif isinstance(action, Reject):
-                request = self.waiting.pop(action.request_id)
-                assert (action.reason is RejectReason.CLOSED) == self.closed
-                assert self.closed or request.deadline < self.now + 0.2 * request.rows + 1e-9
-            else:
-                assert action == SetCpu(2.0)
-
-    @rule(wait=st.floats(0.0, 0.4), budget=st.floats(-0.1, 2.0), rows=st.integers(1, 3), group=st.integers(0, 1))
-    def arrive(self, wait: float, budget: float, rows: int, group: int) -> None:
-        self.now += wait
-        request = Request(
-            request_id=self.arrivals, arrived_at=self.now, deadline=self.now + budget, rows=rows, group=group
-        )
-        self.arrivals += 1
-        self.waiting[request.request_id] = request
-        self.follow(self.controller.handle(Arrived(request), now=self.now))
-
-    @precondition(lambda self: self.running)
-    @rule(data=st.data(), wait=st.floats(0.0, 0.4))
-    def finish(self, data: st.DataObject, wait: float) -> None:
-        lane = data.draw(st.sampled_from(sorted(self.running)))
-        del self.running[lane]
-        self.now += wait
-        self.follow(self.controller.handle(BatchFinished(lane), now=self.now))
-
-    @precondition(lambda self: self.waiting)
-    @rule(data=st.data())
-    def cancel(self, data: st.DataObject) -> None:
-        request_id = data.draw(st.sampled_from(sorted(self.waiting)))
-        del self.waiting[request_id]
-        self.follow(self.controller.handle(Cancelled(request_id), now=self.now))
-
-    @precondition(lambda self: self.controller.next_wakeup() is not None)
-    @rule()
-    def wake(self) -> None:
-        wakeup = self.controller.next_wakeup()
-        assert wakeup is not None
-        self.now = max(self.now, wakeup)
-        self.follow(self.controller.handle(Tick(), now=self.now))
-
-    @precondition(lambda self: not self.closed)
-    @rule()
-    def abort(self) -> None:
-        self.closed = True
-        self.follow(self.controller.handle(Abort(), now=self.now))
-        assert not self.waiting
-
-    @invariant()
-    def nothing_waits_without_a_reason(self) -> None:
-        assert self.controller.idle == (not self.waiting and not self.running)
-        if self.waiting and len(self.running) < 2:
-            wakeup = self.controller.next_wakeup()
-            assert wakeup is not None
-            assert wakeup > self.now
-
-
-class FifoMachine(StaticMachine):
-    """The same, first come first served."""
-
-    order = "fifo"
-
-
-TestStaticMachine = StaticMachine.TestCase
-TestStaticMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
-TestFifoMachine = FifoMachine.TestCase
-TestFifoMachine.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
