@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from itertools import islice
 
 from sponge.core.values import Request
 
@@ -72,13 +73,15 @@ class EdfQueue:
         group that does not fit ends the batch: overtaking it would serve a later deadline first.
         """
         head = self.head()
-        if len(self._keys) == 1:
-            return self.take_all()
+        if len(self._keys) == 1 or head.rows >= max_rows:
+            del self._keys[0], self._by_id[head.request_id]
+            self._rows -= head.rows
+            return [head]
         taken = [head]
         rows = head.rows
         count = 1  # a run of keys from the front, while no other group intervenes
         contiguous = True
-        for _, request_id in self._keys[1:]:
+        for _, request_id in islice(self._keys, 1, None):
             if rows >= max_rows:
                 break
             request = self._by_id[request_id]

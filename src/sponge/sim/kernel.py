@@ -120,46 +120,42 @@ class _Lanes:
 
     def __init__(self, count: int, times: Times) -> None:
         self._times = times
-        self._batches: list[Batch | None] = [None] * count
-        self._started = [(-1, 0.0)] * count
+        # Of each lane: batch, its index and start; lanes busy then, chance; remaining fraction, since when, and the
+        # time that the whole would take at the present speed.
+        self._running: list[tuple[Batch, int, float, int, float, float, float, float] | None] = [None] * count
         self._cores = [0.0] * count
-        self._finish_at = [math.inf] * count
+        self._ends_at = [math.inf] * count
         self.next_at = math.inf
         """When the next batch ends [s]; ``inf`` if none does."""
         self._busy = 0
         self._share = 1.0
-        # Of each lane: lanes busy at its start, chance, remaining fraction, since when, time of the whole.
-        self._work = [(0, 1.0, 1.0, 0.0, 0.0)] * count
 
     def start(self, batch: Batch, index: int, now: float) -> None:
-        lane = batch.lane
-        if not 0 <= lane < len(self._batches) or self._batches[lane] is not None:
+        lane, rows, cores, times = batch.lane, batch.rows, batch.cores, self._times
+        if not 0 <= lane < len(self._running) or self._running[lane] is not None:
             raise RuntimeError(f"the controller started a batch on lane {lane}, which is not free")
         self._busy += 1
-        rows, cores, busy, times = batch.rows, batch.cores, self._busy, self._times
-        factor = times.factor(rows, cores, busy)
-        whole_s = factor * times.latency_s(rows, cores * self._share, busy)
-        self._batches[lane] = batch
-        self._started[lane] = (index, now)
+        factor = 1.0 if times.plain else times.factor(rows, cores, self._busy)
+        whole_s = factor * times.latency_s(rows, cores * self._share, self._busy)
+        self._running[lane] = (batch, index, now, self._busy, factor, 1.0, now, whole_s)
         self._cores[lane] = cores
-        self._work[lane] = (busy, factor, 1.0, now, whole_s)
-        finish_at = self._finish_at[lane] = now + whole_s
-        if finish_at < self.next_at:
-            self.next_at = finish_at
+        self._ends_at[lane] = now + whole_s
+        if now + whole_s < self.next_at:
+            self.next_at = now + whole_s
 
     def finish(self, in_force: float, now: float) -> tuple[Batch, int, float]:
         """Free the lane that ends now, for the others to go faster; return its batch, that one's index and start."""
-        lane = self._finish_at.index(now)
-        batch = self._batches[lane]
-        assert batch is not None
+        lane = self._ends_at.index(now)
+        running = self._running[lane]
+        assert running is not None
         self._busy -= 1
-        self._batches[lane] = None
+        self._running[lane] = None
         self._cores[lane] = 0.0
-        self._finish_at[lane] = math.inf
-        self.next_at = min(self._finish_at)
+        self._ends_at[lane] = math.inf
+        self.next_at = min(self._ends_at)
         if self._share != 1.0:
             self.share_cores(in_force, now)
-        return batch, *self._started[lane]
+        return running[:3]
 
     def share_cores(self, in_force: float, now: float) -> None:
         """Run at the speed that the cores in force allow from now on."""
@@ -168,16 +164,16 @@ class _Lanes:
         if share == self._share:
             return
         self._share = share
-        for lane, batch in enumerate(self._batches):
-            if batch is None:
+        for lane, running in enumerate(self._running):
+            if running is None:
                 continue
-            busy, factor, remaining, since, whole_s = self._work[lane]
+            batch, index, started_at, busy, factor, remaining, since, whole_s = running
             if now > since:
                 remaining = max(0.0, remaining - (now - since) / whole_s)
             whole_s = factor * self._times.latency_s(batch.rows, batch.cores * share, busy)
-            self._work[lane] = (busy, factor, remaining, now, whole_s)
-            self._finish_at[lane] = now + remaining * whole_s if remaining else now
-        self.next_at = min(self._finish_at)
+            self._running[lane] = (batch, index, started_at, busy, factor, remaining, now, whole_s)
+            self._ends_at[lane] = now + remaining * whole_s if remaining else now
+        self.next_at = min(self._ends_at)
 
 
 class _Kernel:
@@ -209,82 +205,85 @@ class _Kernel:
         if initial_cores is not None:
             _step(self._asked, initial_cores, 0.0)
             _step(self._in_force, initial_cores, 0.0)
-        self._wakeup: float | None = None
         self._ticks_at_once = 0
+        self._progress_at = 0.0
+        self._closing: deque[Event] = deque((Drain(), Abort()))
         self._decisions_take_time = service.decision_s > 0
-        self._deciding: list[list[Action]] = []
+        self._deciding: list[Action] | None = None
         self._effect_at = math.inf
         self._resizes = 0
         self._decisions = 0
         self._decision_s = 0.0
 
     def run(self, horizon_s: float | None) -> None:
-        inbox, lanes, resizer, deciding = self._inbox, self._lanes, self._resizer, self._deciding
+        handle, next_wakeup = self._controller.handle, self._controller.next_wakeup
+        inbox, lanes, resizer, log = self._inbox, self._lanes, self._resizer, self._log
         requests = _requests(self._workload)
-        event = next(requests, None)
-        arrives_at = math.inf if event is None else event.request.arrived_at
-        closing: deque[Event] = deque((Drain(), Abort()))
-        now = progress_at = 0.0
-        self._wakeup = self._controller.next_wakeup()
+        arrives_at, arrival = next(requests)
+        now = 0.0
+        wakeup = next_wakeup()
         while True:
-            while inbox and not deciding:
-                self._decide(inbox.popleft(), now)
-            happens_at = min(self._effect_at, lanes.next_at, resizer.next_at, arrives_at)
-            # Only when nothing else happens before is a tick due.
-            due_at = math.inf if self._wakeup is None or deciding else max(self._wakeup, now)
-            if event is None and not deciding:
-                next_at = min(happens_at, due_at)
-                if not self._outstanding and (horizon_s is None or next_at > horizon_s):
+            if inbox and self._deciding is None:
+                event = inbox.popleft()
+                actions = handle(event, now=now)
+                wakeup = next_wakeup()
+                self._decisions += 1
+                if log is not None:
+                    log.append((now, event, list(actions)))
+                if self._decisions_take_time:
+                    self._take_time(actions, now)
+                elif actions:
+                    self._carry_out(actions, now)
+                continue
+            happens_at = min(lanes.next_at, arrives_at, resizer.next_at, self._effect_at)
+            # A tick is due only when nothing else happens before, nor at that instant.
+            due_at = math.inf if wakeup is None or self._deciding is not None else max(wakeup, now)
+            if arrival is None and self._deciding is None and self._is_closing(min(happens_at, due_at), now, horizon_s):
+                if not inbox:
                     return
-                if self._outstanding and lanes.next_at == math.inf and next_at > progress_at + PATIENCE_S:
-                    if not closing:
-                        return
-                    inbox.append(closing.popleft())
-                    progress_at = now
-                    continue
-            if due_at < happens_at:
+            elif due_at < happens_at:
                 self._tick(due_at, now)
                 now = due_at
-                continue
-            now = happens_at
-            if now == self._effect_at:
-                self._effect_at = math.inf
-                self._carry_out(deciding.pop(), now)
-            elif now == lanes.next_at:
-                progress_at = now
-                self._finish(now)
-            elif now == resizer.next_at:
-                if resizer.advance(now):
-                    self._in_force_changed(now)
-                    inbox.append(CpuApplied(resizer.cores))
-            elif event is not None:
-                progress_at = now
-                self._outstanding += 1
-                inbox.append(event)
-                event = next(requests, None)
-                arrives_at = math.inf if event is None else event.request.arrived_at
+            else:
+                now = happens_at
+                if now == self._effect_at:
+                    self._take_effect(now)
+                elif now == lanes.next_at:
+                    self._finish(now)
+                elif now == resizer.next_at:
+                    self._resize(now)
+                elif arrival is not None:
+                    self._progress_at = now
+                    self._outstanding += 1
+                    inbox.append(arrival)
+                    arrives_at, arrival = next(requests)
+
+    def _is_closing(self, next_at: float, now: float, horizon_s: float | None) -> bool:
+        """After the last arrival: see whether the run is over, or the controller must be told (as by the inbox)."""
+        if not self._outstanding:
+            return horizon_s is None or next_at > horizon_s
+        if self._lanes.next_at < math.inf or next_at <= self._progress_at + PATIENCE_S:
+            return False
+        self._progress_at = now
+        if self._closing:
+            self._inbox.append(self._closing.popleft())
+        return True
 
     def _tick(self, due_at: float, now: float) -> None:
         self._ticks_at_once = 0 if due_at > now else self._ticks_at_once + 1
         if self._ticks_at_once > _MAX_TICKS_AT_ONCE:
-            raise RuntimeError(
-                f"the controller asks to be woken at {self._wakeup!r} again and again, and now is {now!r}"
-            )
+            raise RuntimeError(f"the controller asks to be woken at {now!r} or before, again and again")
         self._inbox.append(_TICK)
 
-    def _decide(self, event: Event, now: float) -> None:
-        """Let the controller handle an event; what it decides happens now or when it has taken its time."""
-        actions = self._controller.handle(event, now=now)
-        self._wakeup = self._controller.next_wakeup()
-        self._decisions += 1
-        if self._log is not None:
-            self._log.append((now, event, list(actions)))
-        if self._decisions_take_time:
-            decision_s = self._times.decision_s()
-            self._decision_s += decision_s
-            self._effect_at = now + decision_s
-            self._deciding.append(actions)
-        elif actions:
+    def _take_time(self, actions: list[Action], now: float) -> None:
+        decision_s = self._times.decision_s()
+        self._decision_s += decision_s
+        self._effect_at = now + decision_s
+        self._deciding = actions
+
+    def _take_effect(self, now: float) -> None:
+        actions, self._deciding, self._effect_at = self._deciding, None, math.inf
+        if actions:
             self._carry_out(actions, now)
 
     def _carry_out(self, actions: list[Action], now: float) -> None:
@@ -309,6 +308,7 @@ class _Kernel:
         self._batches.extend((batch.rows, batch.lane, batch.cores, now, math.nan))
 
     def _finish(self, now: float) -> None:
+        self._progress_at = now
         batch, index, started_at = self._lanes.finish(self._resizer.cores, now)
         self._batches[index * _BATCH_FIELDS + _BATCH_FIELDS - 1] = now
         self._outstanding -= len(batch.request_ids)
@@ -333,6 +333,11 @@ class _Kernel:
         if settled:
             # As in the live shell, the answer to a change that takes no time comes before anything else.
             self._inbox.appendleft(CpuApplied(self._resizer.cores))
+
+    def _resize(self, now: float) -> None:
+        if self._resizer.advance(now):
+            self._in_force_changed(now)
+            self._inbox.append(CpuApplied(self._resizer.cores))
 
     def _in_force_changed(self, now: float) -> None:
         _step(self._in_force, self._resizer.cores, now)
@@ -375,13 +380,16 @@ class _Kernel:
         )
 
 
-def _requests(workload: Workload) -> Iterator[Arrived]:
-    """Make the arrivals one by one, so that a million requests are not as many objects."""
+def _requests(workload: Workload) -> Iterator[tuple[float, Arrived | None]]:
+    """Make the arrivals one by one, so that a million requests are not as many objects; then none for ever."""
     for first in range(0, len(workload), _CHUNK):
         arrived = workload.arrived_at_s[first : first + _CHUNK].tolist()
         deadlines = workload.deadline_s[first : first + _CHUNK].tolist()
-        for request_id, (arrived_at, deadline) in enumerate(zip(arrived, deadlines, strict=True), first):
-            yield Arrived(Request(request_id=request_id, arrived_at=arrived_at, deadline=deadline))
+        for request_id, arrived_at in enumerate(arrived, first):
+            deadline = deadlines[request_id - first]
+            yield arrived_at, Arrived(Request(request_id=request_id, arrived_at=arrived_at, deadline=deadline))
+    while True:
+        yield math.inf, None
 
 
 def _step(steps: _Changes, cores: float, now: float) -> None:

@@ -138,7 +138,8 @@ class Baseline:
         if self._cores_asked is None:
             self._started_at = now
             self._ask(self._initial_cores, actions)
-        self._pass_periods(now, actions)
+        if self.period_s is not None:
+            self._pass_periods(now, actions)
         if isinstance(event, Arrived):
             self._arrive(event.request, now, actions)
         elif isinstance(event, BatchFinished):
@@ -223,8 +224,6 @@ class Baseline:
         return self._started_at + (self._periods + 1) * self.period_s
 
     def _pass_periods(self, now: float, actions: list[Action]) -> None:
-        if self.period_s is None:
-            return
         ends = self._period_ends()
         while ends <= now:
             self._on_period(ends, actions)
@@ -232,19 +231,15 @@ class Baseline:
             ends = self._period_ends()
 
     def _arrive(self, request: Request, now: float, actions: list[Action]) -> None:
-        require(
-            request.rows <= self.max_batch_size, "rows", f"at most max_batch_size={self.max_batch_size}", request.rows
-        )
+        if request.rows > self.max_batch_size:
+            raise ValueError(f"rows must be at most max_batch_size={self.max_batch_size}, got {request.rows!r}")
         self._on_arrival(request, now)
         if self._aborted:
             actions.append(Reject(request.request_id, RejectReason.CLOSED))
         elif len(self._waiting) >= self.max_queue:
             actions.append(Reject(request.request_id, RejectReason.QUEUE_FULL))
         else:
-            key = request.deadline
-            if self.order != "edf":
-                key = request.arrived_at if self.order == "fifo" else -request.arrived_at
-            self._queue.push(attrs.evolve(request, deadline=key))
+            self._queue.push(request if self.order == "edf" else _by_arrival(request, self.order))
             self._waiting[request.request_id] = request
 
     def _finish(self, event: BatchFinished, now: float) -> None:
@@ -332,3 +327,14 @@ class Baseline:
         assert not (self._aborted and self._waiting)
         wakeup = self.next_wakeup()
         assert wakeup is None or wakeup > self._now, "a tick that would change nothing"
+
+
+def _by_arrival(request: Request, order: Order) -> Request:
+    """Return the request with a deadline that gives its place in this order."""
+    return Request(
+        request_id=request.request_id,
+        arrived_at=request.arrived_at,
+        deadline=request.arrived_at if order == "fifo" else -request.arrived_at,
+        rows=request.rows,
+        group=request.group,
+    )
