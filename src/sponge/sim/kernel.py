@@ -235,7 +235,9 @@ class _Kernel:
                 elif actions:
                     self._carry_out(actions, now)
                 continue
-            happens_at = min(lanes.next_at, arrives_at, resizer.next_at, self._effect_at)
+            happens_at = lanes.next_at if lanes.next_at <= arrives_at else arrives_at
+            if resizer.next_at < happens_at or self._effect_at < happens_at:
+                happens_at = min(resizer.next_at, self._effect_at)
             # A tick is due only when nothing else happens before, nor at that instant.
             due_at = math.inf if wakeup is None or self._deciding is not None else max(wakeup, now)
             if arrival is None and self._deciding is None and self._is_closing(min(happens_at, due_at), now, horizon_s):

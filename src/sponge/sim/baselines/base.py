@@ -40,9 +40,9 @@ def require(fine: bool, name: str, range_: str, value: object) -> None:
         raise ValueError(f"{name} must be {range_}, got {value!r}")
 
 
-@attrs.frozen(slots=True)
+@attrs.define(slots=True)
 class Running:
-    """A batch on its lane."""
+    """A batch on its lane. Not frozen, since one is made for every batch."""
 
     batch: Batch
     started_at: float
