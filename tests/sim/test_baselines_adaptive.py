@@ -94,6 +94,17 @@ def test_training_keeps_some_requests_that_have_waited_too_long() -> None:
     assert s.next_wakeup() is None
 
 
+def test_lone_request_is_given_up_only_while_a_batch_runs() -> None:
+    """A free lane serves it however late it is."""
+    s = taught([1, 1, 1, 1, 2, 3])
+    s.handle(arrived(100, 200.0, 209.0), now=200.0)
+    s.handle(Tick(), now=200.3)
+    assert s.queue_length == 0
+    s.handle(arrived(101, 210.0, 219.0), now=210.0)
+    assert s.next_wakeup() == 210.0 + 0.4
+    assert s.handle(Tick(), now=210.4) == [Reject(101, RejectReason.DEADLINE)]
+
+
 def test_free_lane_waits_for_company_as_long_as_batches_used_to() -> None:
     """0.95 times the mean wait, shared by those who wait, less a request's own time, from the last arrival."""
     s = taught([1, 1, 1, 1, 2, 3])

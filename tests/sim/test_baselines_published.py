@@ -85,6 +85,16 @@ def test_allocation_is_kept_when_nothing_is_feasible_or_nobody_came() -> None:
     assert s.batch_size == 4
 
 
+def test_each_second_is_judged_by_its_own_requests() -> None:
+    """A tight second makes the next one dear, and no later one."""
+    s = PublishedController(MODEL, max_cores=4, max_batch_size=1, partial_wait_s=0.0, initial_cores=1)
+    s.handle(arrived(0, 0.0, 0.2), now=0.0)
+    s.handle(BatchFinished(0), now=0.2)
+    assert s.handle(arrived(1, 1.0, 2.0), now=1.0)[0] == SetCpu(2.0)
+    s.handle(BatchFinished(0), now=1.2)
+    assert s.handle(Tick(), now=2.0) == [SetCpu(1.0)]
+
+
 def test_rate_and_budget_may_be_given() -> None:
     """As configured in the experiment, whose monitor knew the network of the current second."""
     seen: list[float] = []
