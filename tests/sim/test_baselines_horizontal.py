@@ -86,13 +86,15 @@ def test_draining_replica_is_paid_for_until_it_is_done() -> None:
     assert started(s.handle(BatchFinished(1), now=1.2)) == [(2,)]
 
 
-def test_replica_that_was_given_back_has_to_start_again() -> None:
+@pytest.mark.parametrize("late_answer", [True, False])
+def test_replica_that_was_given_back_has_to_start_again(late_answer: bool) -> None:
     """Neither the memory of having had it nor a late answer to an older wish brings it back."""
     s = HorizontalController(MODEL, max_batch_size=1, scale_down_after_s=0.0, initial_replicas=3)
     assert s.handle(Tick(), now=0.0) == [SetCpu(3.0)]
     s.handle(CpuApplied(2.0), now=0.5)
     assert s.handle(Tick(), now=1.0) == [SetCpu(1.0)]
-    s.handle(CpuApplied(3.0), now=1.1)
+    if late_answer:
+        s.handle(CpuApplied(3.0), now=1.1)
     for request_id in range(14):
         s.handle(arrived(request_id, 1.2, 9.0), now=1.2)
     assert s.handle(Tick(), now=2.0) == [SetCpu(3.0)]

@@ -64,7 +64,7 @@ class HorizontalController(Baseline):
 
     References
     ----------
-    FA2, section IV; with a single model its dynamic program over a graph of models is one minimum over batch sizes. The
+    FA2, RTAS 2022; with a single model its dynamic program over a graph of models is one minimum over batch sizes. The
     delay before giving back is the stabilisation window of the Kubernetes horizontal pod autoscaler.
     """
 

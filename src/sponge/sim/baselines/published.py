@@ -36,10 +36,6 @@ class PublishedAllocation:
     ------
     ValueError
         If an argument is out of range.
-
-    References
-    ----------
-    The paper's equations 4 to 9.
     """
 
     def __init__(self, latency: Latency, *, max_cores: int, max_batch_size: int) -> None:
@@ -149,7 +145,7 @@ class PublishedController(Baseline):
 
     References
     ----------
-    Razavi et al., EuroMLSys 2024, sections 3 and 4.
+    Razavi et al., EuroMLSys 2024.
     """
 
     def __init__(
