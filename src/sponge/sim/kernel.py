@@ -8,8 +8,6 @@ Rules, and why they hold:
   allocation, arrivals in their order, and a `Tick` only if nothing else happened.
 * There is no heap of events. Arrivals are sorted already, of each lane only the next end matters, and the rest is one
   number each; so the next event is the least of a handful of numbers.
-* Work is kept as the remaining fraction of a batch, with the instant from which it counts. When the lanes' share of the
-  cores changes, every fraction is brought up to date and goes on at the new speed, as under a quota.
 """
 
 from __future__ import annotations
@@ -29,6 +27,7 @@ from sponge.core.events import Abort, Arrived, BatchFinished, CpuApplied, Drain,
 from sponge.core.latency import Latency
 from sponge.core.values import Batch, RejectReason, Request
 from sponge.profile import Profile
+from sponge.sim.lanes import Lanes
 from sponge.sim.run import Batches, CoresOverTime, Outcome, Run
 from sponge.sim.service import Resizer, Service, Times
 from sponge.workload import Workload
@@ -36,7 +35,6 @@ from sponge.workload import Workload
 PATIENCE_S = 600.0
 """How long the controller may keep requests waiting while nothing runs and nobody arrives, before it is drained [s]."""
 _MAX_TICKS_AT_ONCE = 1000
-_TOLERANCE_CORES = 1e-9
 _CHUNK = 4096
 _TICK = Tick()
 _BATCH_FIELDS = 5
@@ -99,8 +97,9 @@ def simulate(
 
     Notes
     -----
-    Memory does not grow but for the result: 45 bytes for each request beside the workload's own 24, and 40 for each
-    batch and for each change of the allocation.
+    Memory does not grow but for the result: 18 bytes for each request beside the workload's own 24, 48 for each batch
+    and 32 for each change of the allocation, and as much again while the result is put together. *record* keeps
+    objects, several hundred bytes for each event.
     """
     if len(workload) and workload.arrived_at_s[0] < 0:
         raise ValueError(f"workload must not begin before 0, got {float(workload.arrived_at_s[0])!r}")
@@ -113,67 +112,6 @@ def simulate(
     kernel = _Kernel(workload, controller, service, seed, initial_cores, record)
     kernel.run(horizon_s)
     return kernel.result(horizon_s)
-
-
-class _Lanes:
-    """The batches in flight, and how fast they run."""
-
-    def __init__(self, count: int, times: Times) -> None:
-        self._times = times
-        # Of each lane: batch, its index and start; lanes busy then, chance; remaining fraction, since when, and the
-        # time that the whole would take at the present speed.
-        self._running: list[tuple[Batch, int, float, int, float, float, float, float] | None] = [None] * count
-        self._cores = [0.0] * count
-        self._ends_at = [math.inf] * count
-        self.next_at = math.inf
-        """When the next batch ends [s]; ``inf`` if none does."""
-        self._busy = 0
-        self._share = 1.0
-
-    def start(self, batch: Batch, index: int, now: float) -> None:
-        lane, rows, cores, times = batch.lane, batch.rows, batch.cores, self._times
-        if not 0 <= lane < len(self._running) or self._running[lane] is not None:
-            raise RuntimeError(f"the controller started a batch on lane {lane}, which is not free")
-        self._busy += 1
-        factor = 1.0 if times.plain else times.factor(rows, cores, self._busy)
-        whole_s = factor * times.latency_s(rows, cores * self._share, self._busy)
-        self._running[lane] = (batch, index, now, self._busy, factor, 1.0, now, whole_s)
-        self._cores[lane] = cores
-        self._ends_at[lane] = now + whole_s
-        if now + whole_s < self.next_at:
-            self.next_at = now + whole_s
-
-    def finish(self, in_force: float, now: float) -> tuple[Batch, int, float]:
-        """Free the lane that ends now, for the others to go faster; return its batch, that one's index and start."""
-        lane = self._ends_at.index(now)
-        running = self._running[lane]
-        assert running is not None
-        self._busy -= 1
-        self._running[lane] = None
-        self._cores[lane] = 0.0
-        self._ends_at[lane] = math.inf
-        self.next_at = min(self._ends_at)
-        if self._share != 1.0:
-            self.share_cores(in_force, now)
-        return running[:3]
-
-    def share_cores(self, in_force: float, now: float) -> None:
-        """Run at the speed that the cores in force allow from now on."""
-        planned = sum(self._cores)
-        share = 1.0 if in_force >= planned - _TOLERANCE_CORES else in_force / planned
-        if share == self._share:
-            return
-        self._share = share
-        for lane, running in enumerate(self._running):
-            if running is None:
-                continue
-            batch, index, started_at, busy, factor, remaining, since, whole_s = running
-            if now > since:
-                remaining = max(0.0, remaining - (now - since) / whole_s)
-            whole_s = factor * self._times.latency_s(batch.rows, batch.cores * share, busy)
-            self._running[lane] = (batch, index, started_at, busy, factor, remaining, now, whole_s)
-            self._ends_at[lane] = now + remaining * whole_s if remaining else now
-        self.next_at = min(self._ends_at)
 
 
 class _Kernel:
@@ -192,7 +130,7 @@ class _Kernel:
         self._controller = controller
         self._seed = seed
         self._times = Times(service, seed)
-        self._lanes = _Lanes(controller.max_lanes, self._times)
+        self._lanes = Lanes(controller.max_lanes, self._times)
         self._resizer = Resizer(service, initial_cores)
         self._inbox: deque[Event] = deque()
         self._log: list[tuple[float, Event, list[Action]]] | None = [] if record else None
@@ -222,14 +160,17 @@ class _Kernel:
         arrives_at, arrival = next(requests)
         now = 0.0
         wakeup = next_wakeup()
+        event: Event | None = None
         while True:
-            if inbox and self._deciding is None:
+            if event is None and inbox and self._deciding is None:
                 event = inbox.popleft()
+            if event is not None:
                 actions = handle(event, now=now)
                 wakeup = next_wakeup()
                 self._decisions += 1
                 if log is not None:
                     log.append((now, event, list(actions)))
+                event = None
                 if self._decisions_take_time:
                     self._take_time(actions, now)
                 elif actions:
@@ -251,13 +192,20 @@ class _Kernel:
                 if now == self._effect_at:
                     self._take_effect(now)
                 elif now == lanes.next_at:
-                    self._finish(now)
+                    finished = self._finish(now)
+                    if self._deciding is None:
+                        event = finished
+                    else:
+                        inbox.append(finished)
                 elif now == resizer.next_at:
                     self._resize(now)
                 elif arrival is not None:
                     self._progress_at = now
                     self._outstanding += 1
-                    inbox.append(arrival)
+                    if self._deciding is None:
+                        event = arrival  # the inbox is empty
+                    else:
+                        inbox.append(arrival)
                     arrives_at, arrival = next(requests)
 
     def _is_closing(self, next_at: float, now: float, horizon_s: float | None) -> bool:
@@ -309,12 +257,12 @@ class _Kernel:
             batch_of[request_id] = index
         self._batches.extend((batch.rows, batch.lane, batch.cores, now, math.nan))
 
-    def _finish(self, now: float) -> None:
+    def _finish(self, now: float) -> BatchFinished:
         self._progress_at = now
-        batch, index, started_at = self._lanes.finish(self._resizer.cores, now)
+        batch, index, started_at, _, _, _, _, _ = self._lanes.finish(self._resizer.cores, now)
         self._batches[index * _BATCH_FIELDS + _BATCH_FIELDS - 1] = now
         self._outstanding -= len(batch.request_ids)
-        self._inbox.append(BatchFinished(batch.lane, True, now - started_at))
+        return BatchFinished(batch.lane, True, now - started_at)
 
     def _reject(self, action: Reject) -> None:
         if self._fate[action.request_id] != _WAITING:
@@ -387,8 +335,8 @@ def _requests(workload: Workload) -> Iterator[tuple[float, Arrived | None]]:
     for first in range(0, len(workload), _CHUNK):
         arrived = workload.arrived_at_s[first : first + _CHUNK].tolist()
         deadlines = workload.deadline_s[first : first + _CHUNK].tolist()
-        for request_id, arrived_at in enumerate(arrived, first):
-            deadline = deadlines[request_id - first]
+        ids = range(first, first + len(arrived))
+        for request_id, arrived_at, deadline in zip(ids, arrived, deadlines, strict=True):
             yield arrived_at, Arrived(Request(request_id=request_id, arrived_at=arrived_at, deadline=deadline))
     while True:
         yield math.inf, None

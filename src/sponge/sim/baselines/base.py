@@ -133,7 +133,7 @@ class Baseline:
         ValueError
             If a lane finishes that was not running, or a request has more rows than fit in a batch.
         """
-        now = self._now = max(now, self._now)
+        now = self._now = now if now > self._now else self._now
         actions: list[Action] = []
         if self._cores_asked is None:
             self._started_at = now
@@ -269,23 +269,27 @@ class Baseline:
 
     def _start(self, max_rows: int, now: float) -> StartBatch:
         requests = self._queue.take(max_rows)
-        for request in requests:
+        head = requests[0]
+        rows, first_arrived_at = head.rows, head.arrived_at
+        del self._waiting[head.request_id]
+        for request in requests[1:]:
+            rows += request.rows
+            first_arrived_at = min(first_arrived_at, request.arrived_at)
             del self._waiting[request.request_id]
-        rows = sum([request.rows for request in requests])
         cores = self._lane_cores()
         lane = self._lanes.index(None)
         batch = Batch(
             batch_id=self._batches,
             request_ids=tuple([request.request_id for request in requests]),
             rows=rows,
-            group=requests[0].group,
+            group=head.group,
             lane=lane,
             cores=cores,
             threads=intra_op_threads(cores),
             expected_s=self._expected_s(rows),
         )
         self._batches += 1
-        self._lanes[lane] = Running(batch, now, min([request.arrived_at for request in requests]))
+        self._lanes[lane] = Running(batch, now, first_arrived_at)
         return StartBatch(batch)
 
     # -- what policies ask -----------------------------------------------------------------------------------
