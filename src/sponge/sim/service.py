@@ -24,6 +24,7 @@ from sponge.profile import Cell, Profile
 
 _BLOCK = 4096
 """Random numbers drawn at a time: one call of numpy costs as much as some hundred numbers."""
+_MAX_REMEMBERED = 65_536
 
 
 def _within(low: float, high: float) -> Callable[[object, attrs.Attribute[float], float], None]:
@@ -130,6 +131,8 @@ class Times:
         key = (rows, cores, lanes)
         latency_s = self._latencies.get(key)
         if latency_s is None:
+            if len(self._latencies) >= _MAX_REMEMBERED:  # shares of continuous cores are ever new
+                self._latencies.clear()
             latency_s = self._latencies[key] = self._predict_s(rows, cores, lanes)
         return latency_s
 
