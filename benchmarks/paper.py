@@ -1,0 +1,251 @@
+"""The published setting, replayed: the published algorithm and its rivals beside sponge, request by request.
+
+Scenario (Razavi et al., EuroMLSys 2024): YOLOv5s by its published latency model, 20 requests a second that are all
+sent in the first 0.2 s of it, 296.48 KiB each over a 4G network, an answer due one second after sending, at most 16
+cores and batches of 8. All policies meet the same requests and the same service times on the simulator; every seed
+draws new send times.
+
+* ``--trace FILE``: the bandwidth log of the paper (the Ghent 4G logs), or any other; without it, a generated network.
+* ``--published FILE``: the published series (column ``cores_sponge``), to hold the replayed algorithm against.
+* ``--noise``, ``--interference``: a service less ideal than the published model.
+
+Given for each policy, as mean and range over the seeds: requests that missed their own deadline [%], seconds with at
+least one miss [%] (the published way of counting), mean cores in force, and these over the published algorithm's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+
+from sponge.core.controller import Controller, ControllerProtocol
+from sponge.core.latency import LatencyModel
+from sponge.core.solver import Solver
+from sponge.sim.baselines import (
+    HorizontalController,
+    OnlineFitBatcher,
+    PublishedAllocation,
+    PublishedController,
+    QueueTimeoutBatcher,
+    RecommenderController,
+    StaticController,
+)
+from sponge.sim.kernel import simulate
+from sponge.sim.run import Run
+from sponge.sim.service import Service
+from sponge.workload import PROCESSES, BandwidthTrace, Workload, load_bandwidth, lte_like
+
+MODEL = LatencyModel(gamma_s=0.1404, epsilon_s=-0.0508, delta_s=0.0252, eta_s=0.0221)
+"""Least-squares fit of the published p99 profile of YOLOv5s."""
+RATE_RPS = 20.0
+SLO_S = 1.0
+PAYLOAD_BYTES = 296.48 * 1024
+DURATION_S = 600.0
+MAX_CORES = 16
+MAX_BATCH_SIZE = 8
+SAFETY = 0.9
+PUBLISHED = "published algorithm"
+
+
+@attrs.frozen
+class Contender:
+    """A policy, and what a resize takes where it runs."""
+
+    name: str
+    make: Callable[[], ControllerProtocol]
+    resize: dict[str, float] = attrs.field(factory=dict)
+
+
+def sponge_controller(lanes: int) -> Controller:
+    """Return the controller that serves, with its settings as they come."""
+    return Controller(Solver(MODEL, max_cores=MAX_CORES, max_batch_size=MAX_BATCH_SIZE, max_lanes=lanes))
+
+
+def contenders() -> list[Contender]:
+    """Return all policies. What a rival is given is said in its name; docs/baselines.md says where each comes from."""
+    pod, replica = {"resize_delay_s": 1.0}, {"resize_delay_s": 10.0, "shrink_delay_s": 0.0}
+
+    def published(wait_s: float) -> ControllerProtocol:
+        return PublishedController(MODEL, arrival_rate_rps=RATE_RPS, partial_wait_s=wait_s)
+
+    def static(cores: int, lanes: int, **more: Any) -> ControllerProtocol:
+        return StaticController(cores, lanes=lanes, latency=MODEL, **more)
+
+    one = {"max_batch_size": 1}
+    return [
+        Contender(PUBLISHED, lambda: published(1.0)),
+        Contender("published algorithm, partial batches wait 0.1 s", lambda: published(0.1)),
+        Contender("static 8 cores, FIFO, batch 1", lambda: static(8, 1, order="fifo", **one)),
+        Contender("static 16 cores, FIFO, batch 1", lambda: static(16, 1, order="fifo", **one)),
+        Contender(
+            "static 16 cores, EDF, adaptive batches",
+            lambda: static(16, 1, order="edf", max_batch_size=MAX_BATCH_SIZE, batching="adaptive"),
+        ),
+        Contender("static 4 lanes of 1 core, EDF", lambda: static(4, 4, order="edf", drop_late=True, **one)),
+        Contender("horizontal, from 1 replica, cold start 10 s", lambda: HorizontalController(MODEL), replica),
+        Contender(
+            "horizontal, from 4 replicas, rate x 1.5, cold start 10 s",
+            lambda: HorizontalController(MODEL, initial_replicas=4, rate_margin=1.5),
+            replica,
+        ),
+        Contender(
+            "vertical recommender, resize 1 s",
+            lambda: RecommenderController(8.0, latency=MODEL, half_life_s=300.0, max_batch_size=MAX_BATCH_SIZE),
+            pod,
+        ),
+        Contender(
+            "queue-timeout batcher, 16 cores, 10 ms",
+            lambda: QueueTimeoutBatcher(16, max_batch_size=MAX_BATCH_SIZE, window_s=0.01, latency=MODEL),
+        ),
+        Contender(
+            "batcher with online fit, 16 cores",
+            lambda: OnlineFitBatcher(16, max_batch_size=MAX_BATCH_SIZE, order="fifo", latency=MODEL),
+        ),
+        Contender("sponge, one lane", lambda: sponge_controller(1)),
+        Contender("sponge", lambda: sponge_controller(MAX_CORES)),
+    ]
+
+
+def workload(trace: BandwidthTrace, seed: int) -> Workload:
+    """Return the published requests: network time by the bandwidth of the second in which they are sent."""
+    sends = PROCESSES["bursts"](RATE_RPS, DURATION_S, np.random.default_rng([seed, 1]))
+    return Workload.from_network(sends, trace, PAYLOAD_BYTES, SLO_S, shortcut=True)
+
+
+def lost_at_arrival(requests: Workload) -> int:
+    """Requests that no schedule could save: not even alone on all cores from the moment they arrive."""
+    return int(np.count_nonzero(requests.budget_s < MODEL.latency_s(1, float(MAX_CORES))))
+
+
+def measure(contender: Contender, traces: list[Workload], service: dict[str, Any]) -> tuple[dict[str, Any], Run]:
+    """Run one policy on every seed's requests; return the figures, and the first run for the picture."""
+    missed: list[float] = []
+    seconds: list[float] = []
+    avoidable: list[float] = []
+    cores: list[float] = []
+    first: Run | None = None
+    for seed, requests in enumerate(traces):
+        run = simulate(requests, contender.make(), Service(MODEL, **service, **contender.resize), seed=seed)
+        missed.append(100 * run.misses / len(run))
+        avoidable.append(100 * (run.misses - lost_at_arrival(requests)) / len(run))
+        seconds.append(100 * float(run.summary()["seconds_with_a_miss"]))
+        cores.append(run.mean_cores)
+        first = first or run
+    assert first is not None
+    figures = {"missed_pct": missed, "avoidable_pct": avoidable, "seconds_missed_pct": seconds, "mean_cores": cores}
+    return {"policy": contender.name, **figures}, first
+
+
+def published_series(trace: BandwidthTrace, path: Path | None) -> dict[str, Any]:
+    """Replay the published allocation, second by second, from the network time of each second alone."""
+    seconds = np.arange(DURATION_S)
+    # The prototype works in whole milliseconds.
+    network_s = np.floor(1000 * trace.upload_time_s(seconds, PAYLOAD_BYTES, shortcut=True)) / 1000
+    algorithm = PublishedAllocation(MODEL, max_cores=MAX_CORES, max_batch_size=MAX_BATCH_SIZE)
+    cores = list(algorithm.replay((SAFETY * SLO_S - network_s).tolist(), arrival_rate_rps=RATE_RPS))
+    found: dict[str, Any] = {"replayed_mean_cores": float(np.mean(cores))}
+    if path is not None:
+        with path.open(newline="") as file:
+            published = [float(row["cores_sponge"]) for row in csv.DictReader(file) if row["cores_sponge"]]
+        found["published_mean_cores"] = float(np.mean(published))
+    return found
+
+
+def draw(path: Path, runs: dict[str, Run], title: str) -> None:
+    """Draw the remaining budget, the cores and the misses over time, a mean or sum for each second."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    budget, cores, misses = figure.subplots(3, 1, sharex=True, gridspec_kw={"height_ratios": [1, 1.4, 1]})
+    edges = np.arange(DURATION_S + 1)
+    for index, (name, run) in enumerate(runs.items()):
+        if index == 0:
+            left_ms = 1000 * (run.deadline_s - run.arrived_at_s)
+            budget.plot(run.arrived_at_s, left_ms, ".", ms=1.5, color="0.4")
+        per_second = run.in_force.mean_per_bin(edges)
+        cores.step(edges[:-1], per_second, where="post", lw=1, label=f"{name}: {run.mean_cores:.2f} on average")
+        count = np.histogram(run.arrived_at_s[~run.met], edges)[0]
+        misses.step(edges[:-1], count, where="post", lw=1, label=f"{name}: {run.misses} of {len(run)}")
+    budget.set(ylabel="budget left\nat arrival [ms]", ylim=(0, None))
+    cores.set(ylabel="cores, mean of\neach second", ylim=(0, None))
+    misses.set(ylabel="deadlines missed\nin each second", xlabel="time [s]", ylim=(0, None))
+    for axes in (cores, misses):
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize="small", frameon=False)
+    for axes in (budget, cores, misses):
+        axes.grid(alpha=0.25)
+    figure.suptitle(title, fontsize="medium")
+    figure.savefig(path, dpi=110)
+
+
+def print_table(rows: list[dict[str, Any]], series: dict[str, Any], seeds: int) -> None:
+    """Print means, and the range over the seeds in brackets."""
+    base = float(np.mean(next(row for row in rows if row["policy"] == PUBLISHED)["mean_cores"]))
+    for name, value in series.items():
+        print(f"{name.replace('_', ' ')}: {value:.2f}")
+    print(f"{seeds} seeds, {RATE_RPS:g} requests/s over {DURATION_S:g} s\n")
+    head = ("policy", "missed [%]", "avoidable [%]", "seconds missed [%]", "mean cores", "ratio")
+    print(f"{head[0]:58}{head[1]:>22}{head[2]:>15}{head[3]:>20}{head[4]:>22}{head[5]:>8}")
+    for row in rows:
+        missed, cores = row["missed_pct"], row["mean_cores"]
+        missed_said = f"{np.mean(missed):.3f} ({min(missed):.3f}-{max(missed):.3f})"
+        cores_said = f"{np.mean(cores):.2f} ({min(cores):.2f}-{max(cores):.2f})"
+        avoidable, seconds = np.mean(row["avoidable_pct"]), np.mean(row["seconds_missed_pct"])
+        ratio = np.mean(cores) / base
+        print(f"{row['policy']:58}{missed_said:>22}{avoidable:15.3f}{seconds:20.2f}{cores_said:>22}{ratio:8.2f}")
+
+
+def main() -> int:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trace", type=Path, help="bandwidth log; by default a generated LTE-like network")
+    parser.add_argument("--published", type=Path, help="CSV of the published series")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--noise", type=float, default=0.0, help="standard deviation of the service time over its mean")
+    parser.add_argument("--stragglers", type=float, default=0.0, help="share of batches that take three times as long")
+    parser.add_argument("--interference", type=float, default=0.0, help="slowdown for each further busy lane")
+    parser.add_argument("--out", type=Path, help="where to draw the picture")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+
+    generated = options.trace is None
+    trace = lte_like(DURATION_S, np.random.default_rng(0)) if generated else load_bandwidth(options.trace)
+    service = {
+        "noise_cv": options.noise,
+        "straggler_share": options.stragglers,
+        "interference": options.interference,
+    }
+    requests = [workload(trace, seed) for seed in range(options.seeds)]
+    rows: list[dict[str, Any]] = []
+    runs: dict[str, Run] = {}
+    for contender in contenders():
+        print(contender.name, file=sys.stderr, flush=True)
+        row, run = measure(contender, requests, service)
+        rows.append(row)
+        runs[contender.name] = run
+    series = published_series(trace, options.published)
+    if options.out is not None:
+        shown = (PUBLISHED, "static 16 cores, EDF, adaptive batches", "sponge, one lane", "sponge")
+        shown += ("horizontal, from 1 replica, cold start 10 s",)
+        network = "a generated network" if generated else options.trace.name
+        title = f"{RATE_RPS:g} requests/s in bursts over {network}, answer due {SLO_S:g} s after sending"
+        draw(options.out, {name: runs[name] for name in shown}, title)
+    if options.json:
+        json.dump(
+            {"seeds": options.seeds, "service": service, "series": series, "policies": rows}, sys.stdout, indent=1
+        )
+        print()
+    else:
+        print_table(rows, series, options.seeds)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
