@@ -21,7 +21,7 @@ _HOME = {
     "Solver": "sponge.core.solver",
     "Plan": "sponge.core.values",
     "Controller": "sponge.core.controller",
-    "Settings": "sponge.core.controller",
+    "Settings": "sponge.core.settings",
     "CgroupScaler": "sponge.live.cgroup",
     "Scheduler": "sponge.live.scheduler",
     "Statistics": "sponge.live.statistics",
@@ -75,8 +75,9 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from sponge.core.controller import Controller, Settings
+    from sponge.core.controller import Controller
     from sponge.core.latency import LatencyModel, LatencyTable
+    from sponge.core.settings import Settings
     from sponge.core.solver import Solver
     from sponge.core.values import Plan
     from sponge.errors import (

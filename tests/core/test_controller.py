@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sponge.core.actions import Action, Reject, SetCpu, StartBatch
-from sponge.core.controller import Controller, Late, Settings
+from sponge.core.controller import Controller
 from sponge.core.events import Abort, Arrived, BatchFinished, Cancelled, CpuApplied, Drain, Event, Tick
 from sponge.core.latency import LatencyModel
+from sponge.core.settings import Late, Settings
 from sponge.core.solver import Solver
 from sponge.core.values import Batch, RejectReason, Request
 
@@ -47,12 +48,23 @@ class Machine(RuleBasedStateMachine):
         queue=st.integers(1, 12),
         hold=st.booleans(),
         linger_s=st.sampled_from([0.0, 0.001, 0.2]),
+        resize_delay_s=st.sampled_from([0.0, 0.0, 0.05]),
     )
     def start(
-        self, late: Late, lanes: int, cores: float, step: float | None, queue: int, hold: bool, linger_s: float
+        self,
+        late: Late,
+        lanes: int,
+        cores: float,
+        step: float | None,
+        queue: int,
+        hold: bool,
+        linger_s: float,
+        resize_delay_s: float,
     ) -> None:
         self.solver = solver(max_cores=cores, max_lanes=lanes, core_step=step)
-        self.settings = Settings(late=late, max_queue=queue, hold=hold, linger_s=linger_s)
+        self.settings = Settings(
+            late=late, max_queue=queue, hold=hold, linger_s=linger_s, resize_delay_s=resize_delay_s
+        )
         self.controller = Controller(self.solver, self.settings)
         self.log: list[tuple[Event, float, list[Action]]] = []
         self.now = 100.0
@@ -166,7 +178,7 @@ class Machine(RuleBasedStateMachine):
         if self.cores:
             needed = allocated or self.settings.idle_cores
             assert self.cores >= needed - 1e-9, "a batch runs on cores that were not asked for"
-            if self.settings.linger_s == 0.0:
+            if self.settings.linger_s == self.settings.resize_delay_s == 0.0:
                 assert self.cores == pytest.approx(needed)
 
     def teardown(self) -> None:
@@ -393,6 +405,31 @@ def test_idle_service_gives_its_cores_back() -> None:
     assert controller.handle(Tick(), now=0.1005) == []
     assert controller.handle(Tick(), now=controller.next_wakeup() or 0.0) == [SetCpu(0.25)]
     assert controller.next_wakeup() is None
+
+
+def test_slow_resize_is_asked_for_ahead_and_waited_for() -> None:
+    """A pod's resize takes a while: what was needed lately stays allocated, and nothing starts on cores to come."""
+    controller = Controller(solver(max_batch_size=1), Settings(resize_delay_s=1.0, linger_s=0.0))
+    controller.handle(CpuApplied(1.0), now=0.0)
+    actions: list[Action] = []
+    for i in range(8):
+        actions += controller.handle(Arrived(request(i, deadline=0.35)), now=0.0)
+    assert len(started(actions)) == 1, "one core is in force"
+    assert SetCpu(3.0) in actions, "three lanes of 100 ms do eight requests in 350 ms"
+    assert len(started(controller.handle(CpuApplied(3.0), now=0.01))) == 2
+    for lane in (0, 1, 2):
+        controller.handle(BatchFinished(lane), now=0.1)
+    for lane in (0, 1, 2):
+        controller.handle(BatchFinished(lane), now=0.2)
+    for lane in (0, 1):
+        actions = controller.handle(BatchFinished(lane), now=0.3)
+    assert controller.idle
+    assert actions == [], "kept in reserve"
+    wakeup = controller.next_wakeup()
+    while wakeup is not None:
+        actions = controller.handle(Tick(), now=wakeup)
+        wakeup = controller.next_wakeup()
+    assert any(isinstance(action, SetCpu) and action.cores < 3.0 for action in actions), "given back in the end"
 
 
 def test_requests_in_close_succession_resize_nothing() -> None:

@@ -18,9 +18,10 @@ import onnxruntime as ort
 import pytest
 
 from sponge.core.actions import Action, StartBatch
-from sponge.core.controller import Controller, Settings
+from sponge.core.controller import Controller
 from sponge.core.events import Event
 from sponge.core.latency import LatencyModel
+from sponge.core.settings import Settings
 from sponge.core.solver import Solver
 from sponge.errors import DeadlineExceeded, ModelError, QueueFull, SchedulerClosed
 from sponge.live.cgroup import CgroupScaler

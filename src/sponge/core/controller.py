@@ -12,10 +12,10 @@ Rules, and why they hold:
 
 from __future__ import annotations
 
-import enum
 from typing import Protocol
 
 import attrs
+import numpy as np
 
 from sponge.core.actions import Action, Reject, SetCpu, StartBatch
 from sponge.core.arrivals import ArrivalRate
@@ -23,6 +23,8 @@ from sponge.core.drift import DriftScale
 from sponge.core.edf import EdfQueue
 from sponge.core.events import Abort, Arrived, BatchFinished, Cancelled, CpuApplied, Drain, Event, Tick
 from sponge.core.policy import Dispatch, Policy, State, Wait
+from sponge.core.reserve import PeakDemand
+from sponge.core.settings import RESERVE_DELAYS, Late, Settings
 from sponge.core.solver import Solver
 from sponge.core.values import Batch, RejectReason, Request, intra_op_threads
 
@@ -31,37 +33,6 @@ _CEILING_MEMORY_S = 1.0
 """How long an allocation that fell short is believed to be all there is, before asking for more again [s]."""
 _MAX_GROUPS_FOLLOWED = 64
 """Groups (input shapes) whose drift is followed separately; beyond that the oldest is forgotten."""
-
-
-class Late(enum.Enum):
-    """What to do with a request that can no longer meet its deadline."""
-
-    REJECT = "reject"
-    """Tell the client at once."""
-    SERVE = "serve"
-    """Serve it when nothing that can still be saved is waiting."""
-
-
-@attrs.frozen(kw_only=True)
-class Settings:
-    """How a `Controller` behaves, apart from the latency model and the core range, which the solver holds."""
-
-    late: Late = attrs.field(default=Late.REJECT, converter=Late)
-    max_queue: int = attrs.field(default=1024, validator=attrs.validators.ge(1))
-    """Waiting requests at most; a further one is turned away."""
-    guard_s: float = attrs.field(default=0.002, validator=attrs.validators.ge(0))
-    """Time kept between the predicted end of a batch and the deadline, for handing over [s]."""
-    idle_cores: float = attrs.field(default=0.1, validator=attrs.validators.gt(0))
-    """Allocation while nothing runs [cores]."""
-    linger_s: float = attrs.field(default=0.0005, validator=attrs.validators.ge(0))
-    """How long cores that are no longer needed are kept before they are given back [s]: about what giving them back and
-    asking for them again costs, so that requests that follow closely do not pay for it each time."""
-    rate_time_constant_s: float = attrs.field(default=2.0, validator=attrs.validators.gt(0))
-    """How much of the past counts in the arrival rate [s]."""
-    follow_drift: bool = True
-    """Scale the latency model by how long recent batches really took."""
-    hold: bool = True
-    """Let a batch wait for company where that is cheaper and puts no deadline at risk."""
 
 
 class ControllerProtocol(Protocol):
@@ -120,6 +91,9 @@ class Controller:
         self._drift: dict[int, DriftScale] = {}
         self._cores_asked = -1.0
         self._shrink_at: float | None = None
+        delay_s = self.settings.resize_delay_s
+        self._reserve = PeakDemand(RESERVE_DELAYS * delay_s) if delay_s > 0 else None
+        self._in_force = float("inf") if self._reserve is None else 0.0
         self._ceiling_cores = float("inf")
         self._ceiling_until = float("-inf")
         self._hold_until: float | None = None
@@ -173,6 +147,8 @@ class Controller:
     def next_wakeup(self) -> float | None:
         """Return when a `Tick` is due if nothing happens before [s], or None."""
         wakeup = float("inf") if self._shrink_at is None else self._shrink_at
+        if self._reserve is not None:
+            wakeup = min(wakeup, self._reserve.changes_at(self._now))
         if self._queue:
             wakeup = min(wakeup, self._lost_at(self._queue.head()))
             if self._hold_until is not None:
@@ -243,7 +219,9 @@ class Controller:
             self._drift[group].observe(service_s, running.predicted_s)
 
     def _apply(self, event: CpuApplied, now: float) -> None:
-        if event.cores < self._cores_asked - _TOLERANCE_CORES:
+        if self._reserve is not None:
+            self._in_force = event.cores
+        elif event.cores < self._cores_asked - _TOLERANCE_CORES:
             self._ceiling_cores = event.cores
             self._ceiling_until = now + _CEILING_MEMORY_S
         else:
@@ -253,6 +231,8 @@ class Controller:
 
     def _dispatch(self, now: float, actions: list[Action]) -> None:
         self._hold_until = None
+        if self._reserve is not None:
+            self._reserve.observe(now, self._demand_cores(now))
         started: list[StartBatch] = []
         while self._queue:
             self._shed(now, actions)
@@ -279,6 +259,17 @@ class Controller:
         actions.extend(started)
         self._set_cores(now, actions)
 
+    def _demand_cores(self, now: float) -> float:
+        """Fewest cores that would do for what waits and for the arrival rate, if they were there."""
+        rate_rps = self._rate.rate_rps(now)
+        if not self._queue:
+            return self.solver.solve((), rate_rps).cores if rate_rps > 0 else 0.0
+        scale = self.drift_scale(self._queue.head().group)
+        budgets_s = (np.array(self._queue.deadlines()) - (now + self.settings.guard_s)) / scale
+        plan = self.solver.solve(budgets_s, rate_rps * scale)
+        # What could not even be saved at once cannot be saved by cores that come later.
+        return plan.cores if plan.feasible else self.solver.solve((), rate_rps * scale).cores
+
     def _shed(self, now: float, actions: list[Action]) -> None:
         """Take out the requests that no allocation could save any more."""
         while self._queue:
@@ -301,7 +292,11 @@ class Controller:
         if None not in self._lanes:
             return None
         ceiling = self._ceiling_cores if now < self._ceiling_until else float("inf")
-        free_cores = max(min(self.solver.max_cores, ceiling), self._policy.smallest_cores)
+        free_cores = min(self.solver.max_cores, ceiling)
+        if self._reserve is not None:
+            # No more than what was needed lately, or whatever is allocated would be used, and so be needed for ever.
+            free_cores = min(free_cores, self._in_force, self._reserve.cores(now))
+        free_cores = max(free_cores, self._policy.smallest_cores)
         backlog_core_s = 0.0
         busy_lanes = 0
         for running in self._lanes:
@@ -357,6 +352,8 @@ class Controller:
             if running is not None:
                 cores += running.batch.cores
         cores = cores or self.settings.idle_cores
+        if self._reserve is not None:
+            cores = max(cores, self._reserve.cores(now))
         if cores < self._cores_asked - _TOLERANCE_CORES:
             if self._shrink_at is None:
                 self._shrink_at = now + self.settings.linger_s
@@ -379,6 +376,8 @@ class Controller:
         cores = sum(batch.cores for batch in running)
         assert cores <= self.solver.max_cores + _TOLERANCE_CORES
         needed = cores or self.settings.idle_cores
+        if self._reserve is not None:
+            needed = max(needed, self._reserve.cores(self._now))
         assert self._cores_asked >= needed - _TOLERANCE_CORES or self._cores_asked == -1.0
         assert (self._shrink_at is not None) == (self._cores_asked > needed + _TOLERANCE_CORES)
         assert self.queue_length <= self.settings.max_queue

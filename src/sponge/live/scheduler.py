@@ -25,8 +25,9 @@ from typing import Any
 import attrs
 import numpy as np
 
-from sponge.core.controller import Controller, ControllerProtocol, Settings
+from sponge.core.controller import Controller, ControllerProtocol
 from sponge.core.events import Abort, Arrived, BatchFinished, Cancelled, Drain, Tick
+from sponge.core.settings import Settings
 from sponge.core.solver import Solver
 from sponge.core.values import Batch, RejectReason, Request
 from sponge.errors import CpuControlError, DeadlineExceeded, QueueFull, SchedulerClosed, SpongeError

@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sponge.core.controller import Settings
 from sponge.core.latency import LatencyModel
+from sponge.core.settings import Settings
 from sponge.core.solver import Solver
 from sponge.live.cache import open_cache
 from sponge.live.cgroup import CgroupScaler
