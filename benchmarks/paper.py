@@ -26,8 +26,9 @@ from typing import Any
 import attrs
 import numpy as np
 
-from sponge.core.controller import Controller, ControllerProtocol
+from sponge.core.controller import Controller
 from sponge.core.latency import LatencyModel
+from sponge.core.protocol import ControllerProtocol
 from sponge.core.solver import Solver
 from sponge.sim.baselines import (
     HorizontalController,

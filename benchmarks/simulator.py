@@ -39,8 +39,8 @@ import numpy as np
 import sponge
 from sponge import Controller, LatencyModel, Service, Solver, simulate
 from sponge.core.actions import StartBatch
-from sponge.core.controller import ControllerProtocol
 from sponge.core.events import Arrived, BatchFinished, CpuApplied
+from sponge.core.protocol import ControllerProtocol
 from sponge.core.values import Request
 from sponge.sim.baselines import StaticController
 from sponge.workload import Workload

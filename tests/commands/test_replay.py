@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sponge.commands.replay import AllocationRecorder, OtherProcesses, replay
-from sponge.core.controller import ControllerProtocol
+from sponge.core.protocol import ControllerProtocol
 from sponge.live.scheduler import Scheduler
 from sponge.live.session import ElasticSession
 from sponge.measure import OutcomeKind, summarise

@@ -351,6 +351,17 @@ def test_drift_makes_the_controller_take_more_cores() -> None:
     assert batch.expected_s == pytest.approx(2 * 0.06)
 
 
+def test_badly_measured_tail_does_not_decide_what_is_cheap() -> None:
+    """A neighbour that disturbed profiling doubles the tail of two lanes; they stay the cheap way to serve a burst."""
+    calm = LatencyModel(0.08, 0.0, 0.01, 0.01)
+    noisy = attrs.evolve(calm, interference=1.5, typical=calm)
+    controller = Controller(Solver(noisy, max_cores=2, max_batch_size=1, max_lanes=2))
+    batches = []
+    for i in range(6):
+        batches += started(controller.handle(Arrived(request(i, deadline=0.45)), now=0.0))
+    assert [batch.cores for batch in batches] == [1.0, 1.0]
+
+
 def test_drift_can_be_switched_off() -> None:
     """For comparison, and for those who trust their profile."""
     controller = Controller(solver(), Settings(follow_drift=False))

@@ -10,11 +10,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from sponge.core.latency import LatencyModel
-from sponge.core.policy import Dispatch, Policy, State, Wait
+from sponge.core.policy import Dispatch, Policy, State, Wait, typical
 from sponge.core.solver import Solver
 
+TAIL = 1.25
 terms = st.sampled_from([0.0, 0.004, 0.02, 0.11])
-latencies = st.builds(
+models = st.builds(
     LatencyModel,
     terms.map(lambda value: value + 0.001),
     st.sampled_from([-0.0005, 0.0, 0.01, 0.05]),
@@ -22,6 +23,15 @@ latencies = st.builds(
     terms,
     interference=st.sampled_from([0.0, 0.2]),
 )
+
+
+def with_tail(model: LatencyModel) -> LatencyModel:
+    """A model whose tail is a quarter above its median."""
+    terms = (model.gamma_s, model.epsilon_s, model.delta_s, model.eta_s)
+    return LatencyModel(*(TAIL * term for term in terms), interference=model.interference, typical=model)
+
+
+latencies = models | models.map(with_tail)
 budgets = st.lists(st.floats(-0.05, 1.5) | st.just(math.inf), min_size=1, max_size=24).map(sorted)
 
 
@@ -43,23 +53,27 @@ def problems(draw: st.DrawFn) -> tuple[Solver, Policy, State, list[float]]:
         backlog_core_s=draw(st.sampled_from([0.0, 0.05, 1.0])),
         arrival_rate_rps=draw(st.sampled_from([0.0, 3.0, 40.0])),
         scale=draw(st.sampled_from([1.0, 1.7, 0.6])),
+        typical_scale=draw(st.sampled_from([1.0, 1.3])),
         may_hold=False,
     )
     return solver, Policy(solver, guard_s=0.002, hold=True), state, [now + budget for budget in draw(budgets)]
 
 
 def adequate(solver: Solver, state: State, deadlines: list[float], cores: float, batch_size: int, slack: float) -> bool:
-    """Whether the whole queue would be in time, served in waves of such batches; strictly, by *slack*."""
+    """Whether the batch and then the whole queue would be in time, served in waves of such batches; by *slack*."""
     lanes = min(solver.max_lanes, int(solver.max_cores / cores + 1e-9))
-    latency_s = solver.latency.latency_s(batch_size, cores, lanes) * state.scale * slack
+    tail_s = solver.latency.latency_s(batch_size, cores, lanes) * state.scale * slack
+    if tail_s > deadlines[0] - state.now - 0.002:
+        return False
+    typical_s = typical(solver.latency).latency_s(batch_size, cores, lanes) * state.typical_scale * slack
     wait_s = state.backlog_core_s / (cores * lanes)
     for i, deadline in enumerate(deadlines):
         waves = i // (batch_size * lanes) + 1
         # the running work is kept from every wave's share of the time, which is never too optimistic
-        if latency_s > (deadline - state.now - 0.002) / waves - wait_s:
+        if typical_s > (deadline - state.now - 0.002) / waves - wait_s:
             return False
     rate = state.arrival_rate_rps
-    return rate == 0 or latency_s <= batch_size * lanes / rate - wait_s
+    return rate == 0 or typical_s <= batch_size * lanes / rate - wait_s
 
 
 @given(problems())
@@ -80,7 +94,7 @@ def test_chooses_the_cheapest_adequate_batch(problem: tuple[Solver, Policy, Stat
     def cost(option: tuple[float, int]) -> float:
         cores, batch_size = option
         lanes = min(solver.max_lanes, int(solver.max_cores / cores + 1e-9))
-        return cores * solver.latency.latency_s(batch_size, cores, lanes) / batch_size
+        return cores * typical(solver.latency).latency_s(batch_size, cores, lanes) / batch_size
 
     if isinstance(decision, Wait):
         assert not surely
@@ -99,7 +113,7 @@ def test_chooses_the_cheapest_adequate_batch(problem: tuple[Solver, Policy, Stat
 def test_lone_request_is_decided_as_by_the_general_way(problem: tuple[Solver, Policy, State, list[float]]) -> None:
     """The short cut for a single row gives what the arrays give."""
     _, policy, state, deadlines = problem
-    alone = policy._decide_alone(state, deadlines[0], state.arrival_rate_rps * state.scale)
+    alone = policy._decide_alone(state, deadlines[0])
     if alone is None:
         return
     policy._company_rps = -1.0  # switches the short cut off

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from sponge.core.actions import Reject, SetCpu
-from sponge.core.controller import ControllerProtocol
 from sponge.core.events import Abort, BatchFinished, Cancelled, CpuApplied, Drain, Tick
 from sponge.core.latency import LatencyModel
+from sponge.core.protocol import ControllerProtocol
 from sponge.core.values import RejectReason
 from sponge.sim.baselines import StaticController
 from tests.sim.scripts import arrived, start

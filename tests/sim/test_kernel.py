@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from sponge import Controller, LatencyModel, Run, Service, Settings, Solver, simulate
 from sponge.core.actions import Action, Reject, SetCpu, StartBatch
-from sponge.core.controller import ControllerProtocol
 from sponge.core.events import Abort, Arrived, BatchFinished, CpuApplied, Drain, Event, Tick
+from sponge.core.protocol import ControllerProtocol
 from sponge.core.values import Batch, RejectReason
 from sponge.sim.baselines import StaticController
 from sponge.sim.run import Outcome

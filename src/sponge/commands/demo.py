@@ -19,8 +19,9 @@ import numpy as np
 
 from sponge.commands.detector import INPUT_NAME, SIDE_PX, detector_path, pages
 from sponge.commands.replay import AllocationRecorder, Inputs, Progress, Replayed, replay
-from sponge.core.controller import Controller, ControllerProtocol
+from sponge.core.controller import Controller
 from sponge.core.latency import Latency, LatencyModel
+from sponge.core.protocol import ControllerProtocol
 from sponge.core.solver import Solver
 from sponge.live.profiler import Profiler
 from sponge.live.scalers import best_scaler

@@ -12,8 +12,6 @@ Rules, and why they hold:
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import attrs
 import numpy as np
 
@@ -22,7 +20,7 @@ from sponge.core.arrivals import ArrivalRate
 from sponge.core.drift import DriftScale
 from sponge.core.edf import EdfQueue
 from sponge.core.events import Abort, Arrived, BatchFinished, Cancelled, CpuApplied, Drain, Event, Tick
-from sponge.core.policy import Dispatch, Policy, State, Wait
+from sponge.core.policy import Dispatch, Policy, State, Wait, typical
 from sponge.core.reserve import PeakDemand
 from sponge.core.settings import RESERVE_DELAYS, Late, Settings
 from sponge.core.solver import Solver
@@ -31,42 +29,19 @@ from sponge.core.values import Batch, RejectReason, Request, intra_op_threads
 _TOLERANCE_CORES = 1e-9
 _CEILING_MEMORY_S = 1.0
 """How long an allocation that fell short is believed to be all there is, before asking for more again [s]."""
+_TYPICAL_WINDOW = 16
+"""Batches over which the median is followed: it needs fewer than a tail to be known."""
 _MAX_GROUPS_FOLLOWED = 64
 """Groups (input shapes) whose drift is followed separately; beyond that the oldest is forgotten."""
-
-
-class ControllerProtocol(Protocol):
-    """What a shell needs of a controller; baselines implement it too."""
-
-    def handle(self, event: Event, *, now: float) -> list[Action]:
-        """Take in what happened at *now* [s] and return what to do, in order."""
-
-    def next_wakeup(self) -> float | None:
-        """Return when a `Tick` is due if nothing happens before [s], or None."""
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is waiting and nothing runs."""
-
-    @property
-    def max_lanes(self) -> int:
-        """Batches that it may start side by side, on lanes 0 to ``max_lanes - 1``."""
-
-    @property
-    def max_batch_size(self) -> int:
-        """Rows of a batch at most."""
-
-    @property
-    def max_queue(self) -> int:
-        """Requests that may wait."""
 
 
 @attrs.define(slots=True)
 class _Running:
     batch: Batch
     started_at: float
-    predicted_s: float
-    """Of the unscaled model, for the drift."""
+    tail_s: float
+    typical_s: float
+    """Predictions of the unscaled models, for the drift."""
 
 
 class Controller:
@@ -88,7 +63,8 @@ class Controller:
         self._late = EdfQueue()
         self._lanes: list[_Running | None] = [None] * solver.max_lanes
         self._rate = ArrivalRate(self.settings.rate_time_constant_s)
-        self._drift: dict[int, DriftScale] = {}
+        self._typical = typical(solver.latency)
+        self._drift: dict[int, tuple[DriftScale, DriftScale]] = {}
         self._cores_asked = -1.0
         self._shrink_at: float | None = None
         delay_s = self.settings.resize_delay_s
@@ -101,7 +77,7 @@ class Controller:
         self._draining = False
         self._aborted = False
         self._batches = 0
-        self._predictions: dict[tuple[int, float, int], float] = {}
+        self._predictions: dict[tuple[int, float, int], tuple[float, float]] = {}
         self._now = float("-inf")
 
     # -- the door ------------------------------------------------------------------------------------------------
@@ -186,8 +162,7 @@ class Controller:
 
     def drift_scale(self, group: int = 0) -> float:
         """Return the factor by which recent batches of *group* took longer than the model says."""
-        drift = self._drift.get(group)
-        return 1.0 if drift is None else drift.scale
+        return self._scales(group)[0]
 
     # -- events --------------------------------------------------------------------------------------------------
 
@@ -215,8 +190,10 @@ class Controller:
             if group not in self._drift:
                 if len(self._drift) >= _MAX_GROUPS_FOLLOWED:
                     del self._drift[next(iter(self._drift))]
-                self._drift[group] = DriftScale()
-            self._drift[group].observe(service_s, running.predicted_s)
+                self._drift[group] = DriftScale(), DriftScale(window=_TYPICAL_WINDOW, quantile=0.5)
+            tail, median = self._drift[group]
+            tail.observe(service_s, running.tail_s)
+            median.observe(service_s, running.typical_s)
 
     def _apply(self, event: CpuApplied, now: float) -> None:
         if self._reserve is not None:
@@ -307,13 +284,15 @@ class Controller:
                 backlog_core_s += batch.cores * max(0.0, running.started_at + batch.expected_s - now)
         if free_cores < self._policy.smallest_cores - _TOLERANCE_CORES:
             return None
+        scale, typical_scale = self._scales(queue.head().group)
         return State(
             now,
             free_cores + _TOLERANCE_CORES,
             busy_lanes,
             backlog_core_s,
             self._rate.rate_rps(now),
-            self.drift_scale(queue.head().group),
+            scale,
+            typical_scale,
             not self._draining and now < self._hold_ends,
         )
 
@@ -324,7 +303,7 @@ class Controller:
         requests = queue.take(decision.batch_size)
         rows = sum([request.rows for request in requests])
         group = requests[0].group
-        predicted_s = self._predicted_s(rows, decision.cores, busy_lanes)
+        tail_s, typical_s = self._predicted_s(rows, decision.cores, busy_lanes)
         batch = Batch(
             batch_id=self._batches,
             request_ids=tuple([request.request_id for request in requests]),
@@ -333,17 +312,24 @@ class Controller:
             lane=lane,
             cores=decision.cores,
             threads=intra_op_threads(decision.cores),
-            expected_s=predicted_s * self.drift_scale(group),
+            expected_s=typical_s * self._scales(group)[1],
         )
         self._batches += 1
-        self._lanes[lane] = _Running(batch, now, predicted_s)
+        self._lanes[lane] = _Running(batch, now, tail_s, typical_s)
         return StartBatch(batch)
 
-    def _predicted_s(self, rows: int, cores: float, lanes: int) -> float:
+    def _predicted_s(self, rows: int, cores: float, lanes: int) -> tuple[float, float]:
+        """Tail and typical latency by the models [s]."""
         key = (rows, cores, lanes)
         if key not in self._predictions:
-            self._predictions[key] = self.solver.latency.latency_s(rows, cores, lanes)
+            tail_s = self.solver.latency.latency_s(rows, cores, lanes)
+            self._predictions[key] = tail_s, min(self._typical.latency_s(rows, cores, lanes), tail_s)
         return self._predictions[key]
+
+    def _scales(self, group: int) -> tuple[float, float]:
+        """Drift of the tail and of the typical latency."""
+        drift = self._drift.get(group)
+        return (1.0, 1.0) if drift is None else (drift[0].scale, drift[1].scale)
 
     def _set_cores(self, now: float, actions: list[Action]) -> None:
         """Ask for what the running lanes need together: more at once, less when it has not been needed for a while."""

@@ -13,6 +13,7 @@ from sponge.core import fitting
 Array: TypeAlias = npt.NDArray[Any]
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
+TYPICAL_PERCENTILE = 50.0
 _SCALAR = (int, float, np.integer, np.floating)
 
 
@@ -35,6 +36,9 @@ class LatencyModel:
     lane_factors
         Measured slowdowns as ``((lanes, factor), …)`` instead, for a slowdown that is not linear:
         interpolated between lane counts, and continued beyond the last with its last slope. ``f(1)`` is 1.
+    typical
+        The same at the median, where this model predicts a tail: what batches take on average of many. None: no other
+        than this model.
     report
         How well the model agrees with what it was fitted to; None for a model that was not fitted.
 
@@ -55,6 +59,7 @@ class LatencyModel:
     eta_s: float = attrs.field(converter=float)
     interference: float = attrs.field(default=0.0, converter=float, kw_only=True)
     lane_factors: tuple[tuple[int, float], ...] = attrs.field(default=(), kw_only=True)
+    typical: LatencyModel | None = attrs.field(default=None, kw_only=True, eq=False, repr=False)
     report: fitting.FitReport | None = attrs.field(default=None, kw_only=True, eq=False, repr=False)
 
     @classmethod
@@ -83,7 +88,10 @@ class LatencyModel:
         # a table is a model too, so its module imports this one
         from sponge.core.table import fit_latency
 
-        return fit_latency(profile.estimates(percentile), percentile)
+        model = fit_latency(profile.estimates(percentile), percentile)
+        if percentile <= TYPICAL_PERCENTILE:
+            return model
+        return attrs.evolve(model, typical=fit_latency(profile.estimates(TYPICAL_PERCENTILE), TYPICAL_PERCENTILE))
 
     def __attrs_post_init__(self) -> None:
         for name in ("gamma_s", "epsilon_s", "delta_s", "eta_s", "interference"):

@@ -4,9 +4,11 @@ Rules, and why they hold:
 
 * What costs money is core-seconds, not cores: a batch on n cores holds them for l(b, n) seconds, so a request costs
   ``n · l(b, n) / b``. Narrow lanes waste least (Amdahl), so the cheapest choice is the widest one that nobody needs.
-* A choice (b, n) is adequate if the *whole* queue would meet its deadlines were it served that way by all the lanes
-  that fit (the waves of `sponge.core.waves`), after the work that is already running. Everything is decided again
-  at the next dispatch, so only the first batch of the plan is ever binding.
+* A choice (b, n) is adequate if the batch itself is in time by its *tail* latency, and the *whole* queue would meet its
+  deadlines were it served that way by all the lanes that fit (the waves of `sponge.core.waves`), after the work that is
+  already running, by the *typical* latency: of many batches in a row the tails do not add up, and a tail that was
+  measured badly must not decide what is cheap. Everything is decided again at the next dispatch, so only the first
+  batch of the plan is ever binding.
 * When no choice is adequate, the most urgent request is saved at the highest throughput: what can be saved later
   depends on how soon the lane is free again.
 * A batch waits for company only as long as nobody's deadline is at risk, no longer than it would itself take, and
@@ -22,6 +24,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from sponge.core.latency import Latency
 from sponge.core.solver import Solver
 from sponge.core.waves import Waves
 
@@ -46,7 +49,9 @@ class State:
     """Predicted work left in the running batches [core-seconds]."""
     arrival_rate_rps: float
     scale: float
-    """Drift: real latency over the model's."""
+    """Drift: the tail of the real latency over the model's."""
+    typical_scale: float
+    """The same at the median."""
     may_hold: bool
 
 
@@ -79,8 +84,6 @@ class Policy:
     """
 
     def __init__(self, solver: Solver, *, guard_s: float, hold: bool) -> None:
-        self._latency = solver.latency
-        self._max_cores = solver.max_cores
         self._guard_s = guard_s
         self._hold = hold
         levels = solver.core_levels or tuple(
@@ -90,28 +93,30 @@ class Policy:
         cores = np.repeat(np.array(levels), solver.max_batch_size)
         batches = np.tile(np.arange(1, solver.max_batch_size + 1), len(levels))
         lanes = np.minimum(solver.max_lanes, np.floor(solver.max_cores / cores + 1e-9)).astype(np.int64)
-        latency_s = self._latency.latency_s(batches.astype(np.float64), cores, lanes)
-        cost = cores * latency_s / batches
-        order = np.lexsort((latency_s, np.round(np.log(cost) / _SAME_COST)))
+        tail_s = solver.latency.latency_s(batches.astype(np.float64), cores, lanes)
+        typical_s = np.minimum(typical(solver.latency).latency_s(batches.astype(np.float64), cores, lanes), tail_s)
+        cost = cores * typical_s / batches
+        order = np.lexsort((typical_s, np.round(np.log(cost) / _SAME_COST)))
         self._cores = cores[order]
         self._batches = batches[order]
-        self._latency_s = latency_s[order]
+        self._tail_s = tail_s[order]
+        self._typical_s = typical_s[order]
         self._cost = cost[order]
         self._lane_cores = (cores * lanes)[order]
         products, self._product_of = np.unique((batches * lanes)[order], return_inverse=True)
         self._products = products.astype(np.float64)
         self._waves = Waves(products.tolist())
-        self._throughput = self._products[self._product_of] / self._latency_s
-        # A lone request: (latency, cores, lanes, cores of all lanes), cheapest first, and the rate from which holding
-        # it for company may pay.
+        self._throughput = self._products[self._product_of] / self._typical_s
+        # A lone request: (tail, typical latency, cores, lanes), cheapest first, and the rate from which holding it for
+        # company may pay.
         alone = np.flatnonzero(self._batches == 1)
         self._alone: list[tuple[float, float, float, float]] = [
-            (float(self._latency_s[i]), float(self._cores[i]), float(self._products[self._product_of[i]]), float(total))
-            for i, total in zip(alone, self._lane_cores[alone], strict=True)
+            (float(self._tail_s[i]), float(self._typical_s[i]), float(self._cores[i]), float(self._products[product]))
+            for i, product in zip(alone, self._product_of[alone], strict=True)
         ]
         more = self._batches > 1
-        self._company_rps = float(((self._batches[more] - 1) / self._latency_s[more]).min(initial=np.inf))
-        self._fastest_s = self._latency.latency_s(
+        self._company_rps = float(((self._batches[more] - 1) / self._tail_s[more]).min(initial=np.inf))
+        self._fastest_s = solver.latency.latency_s(
             np.arange(1.0, solver.max_batch_size + 1.0), np.full(solver.max_batch_size, levels[-1])
         ).tolist()
 
@@ -129,31 +134,31 @@ class Policy:
         deadlines
             Of all waiting rows in order [s], at least one.
         """
-        # A model that is `scale` times slower is the same problem as this one in a time that runs `scale` times faster.
-        rate_rps = state.arrival_rate_rps * state.scale
-        if len(deadlines) == 1 and rate_rps < self._company_rps:
-            dispatch = self._decide_alone(state, float(deadlines[0]), rate_rps)
+        rate_rps = state.arrival_rate_rps
+        if len(deadlines) == 1 and rate_rps * state.scale < self._company_rps:
+            dispatch = self._decide_alone(state, float(deadlines[0]))
             if dispatch is not None:
                 return dispatch
-        budgets_s = (np.asarray(deadlines) - (state.now + self._guard_s)) / state.scale
+        budgets_s = np.asarray(deadlines) - (state.now + self._guard_s)
+        head_s = float(budgets_s[0])
+        tail_s = self._tail_s * state.scale
         allowed_s = self._waves.tightest_s(budgets_s)
         if rate_rps > 0:
             np.minimum(allowed_s, self._products / rate_rps, out=allowed_s)
         allowed_s = allowed_s[self._product_of]
         if state.backlog_core_s > 0:
-            allowed_s -= (state.backlog_core_s / state.scale) / self._lane_cores
-        adequate = self._latency_s <= allowed_s
+            allowed_s -= state.backlog_core_s / self._lane_cores
+        adequate = (self._typical_s * state.typical_scale <= allowed_s) & (tail_s <= head_s)
         startable = (self._cores <= state.free_cores) & (self._batches <= len(deadlines))
-        head_s = float(budgets_s[0])
         choice = int((adequate & startable).argmax())
         found = bool(adequate[choice] and startable[choice])
         if self._hold and state.may_hold and rate_rps > 0:
             cost = float(self._cost[choice]) if found else np.inf
-            until_s = self._worth_waiting_s(adequate, cost, len(deadlines), head_s, rate_rps)
-            if until_s > 0:
-                return Wait(state.now + until_s * state.scale)
+            wait_s = self._worth_waiting_s(adequate, tail_s, cost, len(deadlines), head_s, rate_rps)
+            if wait_s > 0:
+                return Wait(state.now + wait_s)
         if not found:
-            return self._rescue(state, startable, head_s)
+            return self._rescue(state, startable, tail_s, head_s)
         return Dispatch(float(self._cores[choice]), int(self._batches[choice]))
 
     def cheapest(self, state: State, rows: int) -> Dispatch:
@@ -161,36 +166,50 @@ class Policy:
         choice = int(((self._cores <= state.free_cores) & (self._batches <= rows)).argmax())
         return Dispatch(float(self._cores[choice]), int(self._batches[choice]))
 
-    def _decide_alone(self, state: State, deadline: float, rate_rps: float) -> Dispatch | None:
+    def _decide_alone(self, state: State, deadline: float) -> Dispatch | None:
         """The same choice for a single row that no company is to be waited for, without arrays: ten times faster."""
-        budget_s = (deadline - (state.now + self._guard_s)) / state.scale
-        backlog_core_s = state.backlog_core_s / state.scale
-        for latency_s, cores, lanes, lane_cores in self._alone:
-            if cores <= state.free_cores and latency_s + backlog_core_s / lane_cores <= (
-                min(budget_s, lanes / rate_rps) if rate_rps > 0 else budget_s
-            ):
+        budget_s = deadline - (state.now + self._guard_s)
+        rate_rps, backlog_core_s = state.arrival_rate_rps, state.backlog_core_s
+        for tail_s, typical_s, cores, lanes in self._alone:
+            if cores > state.free_cores or tail_s * state.scale > budget_s:
+                continue
+            allowed_s = min(budget_s, lanes / rate_rps) if rate_rps > 0 else budget_s
+            if typical_s * state.typical_scale <= allowed_s - backlog_core_s / (cores * lanes):
                 return Dispatch(cores, 1)
         return None
 
-    def _rescue(self, state: State, startable: npt.NDArray[np.bool_], head_s: float) -> Dispatch | Wait:
+    def _rescue(
+        self, state: State, startable: npt.NDArray[np.bool_], tail_s: FloatArray, head_s: float
+    ) -> Dispatch | Wait:
         """Save the most urgent request at the highest throughput, or wait for more cores if that is what it needs."""
-        saves_head = startable & (self._latency_s <= head_s)
-        if not saves_head.any():
-            if state.busy_lanes:
-                return Wait(None)
-            saves_head = startable & (self._batches == self._batches[startable].min())
-            choice = int(np.where(saves_head, self._latency_s, np.inf).argmin())
-        else:
+        saves_head = startable & (tail_s <= head_s)
+        if saves_head.any():
             choice = int(np.where(saves_head, self._throughput, -np.inf).argmax())
+        elif state.busy_lanes:
+            return Wait(None)
+        else:
+            smallest = startable & (self._batches == self._batches[startable].min())
+            choice = int(np.where(smallest, self._tail_s, np.inf).argmin())
         return Dispatch(float(self._cores[choice]), int(self._batches[choice]))
 
     def _worth_waiting_s(
-        self, adequate: npt.NDArray[np.bool_], cost: float, rows: int, head_s: float, rate_rps: float
+        self,
+        adequate: npt.NDArray[np.bool_],
+        tail_s: FloatArray,
+        cost: float,
+        rows: int,
+        head_s: float,
+        rate_rps: float,
     ) -> float:
-        """How long to wait for a larger and cheaper batch [s in the model's time]; 0 for not at all."""
-        spare_s = head_s - (1.0 + _HOLD_RESERVE) * self._latency_s
-        longest_s = np.minimum(spare_s, self._latency_s)
+        """How long to wait for a larger and cheaper batch [s]; 0 for not at all."""
+        longest_s = np.minimum(head_s - (1.0 + _HOLD_RESERVE) * tail_s, tail_s)
         company_s = (self._batches - rows) / rate_rps
         worth = adequate & (company_s > 0) & (company_s <= longest_s) & (self._cost <= _WORTH_HOLDING * cost)
         cheapest = int(worth.argmax())
         return float(longest_s[cheapest]) if worth[cheapest] else 0.0
+
+
+def typical(latency: Latency) -> Latency:
+    """Return the model of the typical latency behind a model of the tail; the model itself if there is none."""
+    found: Latency | None = getattr(latency, "typical", None)
+    return latency if found is None else found

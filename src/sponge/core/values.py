@@ -63,7 +63,7 @@ class Batch:
     threads: int
     """Intra-op threads of the run."""
     expected_s: float
-    """Predicted service time [s], including drift correction."""
+    """Typical service time predicted [s], including drift correction."""
 
 
 @attrs.frozen(kw_only=True, slots=True)

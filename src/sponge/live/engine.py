@@ -20,8 +20,8 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from sponge.core.actions import Action, SetCpu, StartBatch
-from sponge.core.controller import ControllerProtocol
 from sponge.core.events import Arrived, Cancelled, CpuApplied, Event, Tick
+from sponge.core.protocol import ControllerProtocol
 from sponge.core.values import Batch, RejectReason
 
 EVENTS_PER_TURN = 256

@@ -25,8 +25,9 @@ from typing import Any
 import attrs
 import numpy as np
 
-from sponge.core.controller import Controller, ControllerProtocol
+from sponge.core.controller import Controller
 from sponge.core.events import Abort, Arrived, BatchFinished, Cancelled, Drain, Tick
+from sponge.core.protocol import ControllerProtocol
 from sponge.core.settings import Settings
 from sponge.core.solver import Solver
 from sponge.core.values import Batch, RejectReason, Request

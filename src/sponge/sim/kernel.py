@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sponge.core.actions import Action, Reject, SetCpu, StartBatch
-from sponge.core.controller import ControllerProtocol
 from sponge.core.events import Abort, Arrived, BatchFinished, CpuApplied, Drain, Event, Tick
 from sponge.core.latency import Latency
+from sponge.core.protocol import ControllerProtocol
 from sponge.core.values import Batch, RejectReason, Request
 from sponge.profile import Profile
 from sponge.sim.lanes import Lanes
