@@ -56,9 +56,14 @@ class Recorder(AllocationRecorder):
 
 
 def figures(
-    missed: int, requests: int, mean_cores: float, responses_s: Sequence[float], services_s: Sequence[float]
+    missed: int,
+    requests: int,
+    mean_cores: float,
+    responses_s: Sequence[float],
+    services_s: Sequence[float],
+    others_cores: float = 0.0,
 ) -> dict[str, float]:
-    """Return what is compared; the service times tell whether the machine was as fast as when it was profiled."""
+    """Return what is compared; the last two tell whether the machine was as fast, and as free, as when profiled."""
     p50, p99 = np.percentile(responses_s, [50, 99])
     return {
         "missed_pct": 100 * missed / requests,
@@ -66,6 +71,7 @@ def figures(
         "response_ms_p50": 1000 * float(p50),
         "response_ms_p99": 1000 * float(p99),
         "service_ms_p50": 1000 * float(np.median(services_s)),
+        "others_cores": others_cores,
     }
 
 
@@ -86,7 +92,8 @@ def serve(session: ElasticSession, controller: ControllerProtocol, workload: Wor
         for _, event, _ in recorder.log
         if isinstance(event, BatchFinished) and event.service_s is not None
     ]
-    return figures(missed, len(run.outcomes), run.allocation.mean_cores, responses_s, services_s), recorder.log
+    others = run.cores_used_by_others
+    return figures(missed, len(run.outcomes), run.allocation.mean_cores, responses_s, services_s, others), recorder.log
 
 
 def forecast(profile: Any, controller: ControllerProtocol, workload: Workload, seed: int) -> dict[str, float]:
