@@ -58,6 +58,11 @@ class Workload:
         return self.deadline_s - self.arrived_at_s
 
     @property
+    def slo_s(self) -> FloatArray:
+        """Allowance of each request from sending to the answer [s]; rounding aside, one of its SLO classes."""
+        return self.deadline_s - self.sent_at_s
+
+    @property
     def network_s(self) -> FloatArray:
         """What the network took of it [s]."""
         return self.arrived_at_s - self.sent_at_s
