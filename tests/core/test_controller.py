@@ -351,6 +351,58 @@ def test_drift_makes_the_controller_take_more_cores() -> None:
     assert batch.expected_s == pytest.approx(2 * 0.06)
 
 
+def test_slow_moment_does_not_shut_out_what_comes_after() -> None:
+    """Four batches at ten times the time make every request look lost; turned away, they must not stay so for ever."""
+    controller = Controller(solver(max_batch_size=1, max_lanes=1))
+    served = []
+    for i in range(200):
+        now = float(i)
+        batches = started(controller.handle(Arrived(request(i, now + 0.3)), now=now))
+        served.append(bool(batches))
+        if batches:
+            service_s = 1.0 if i in range(50, 54) else 0.1
+            controller.handle(BatchFinished(0, True, service_s), now=now + service_s * 0.9)
+    assert all(served[:50])
+    assert not all(served[54:60]), "believed at first"
+    assert all(served[130:]), "and recovered"
+
+
+def test_request_of_many_rows_gets_the_cores_that_all_of_them_need() -> None:
+    """It is not divided: what would do for its first row does not do for it."""
+    controller = Controller(solver())
+    (batch,) = started(controller.handle(Arrived(request(0, deadline=0.35, rows=8)), now=0.0))
+    assert batch.rows == 8
+    assert MODEL.latency_s(8, batch.cores) <= 0.35
+
+
+def test_reserve_is_given_back_when_nobody_comes_any_more() -> None:
+    """Without a further event: the controller asks to be woken for it."""
+    controller = Controller(solver(max_batch_size=1), Settings(resize_delay_s=0.05))
+    now = 0.0
+    cores = 0.0
+    for i in range(400):
+        now = i * 0.01
+        actions = controller.handle(Arrived(request(i, now + 0.6)), now=now)
+        for lane in range(4):
+            if controller._lanes[lane] is not None:
+                actions += controller.handle(BatchFinished(lane), now=now)
+        actions += controller.handle(CpuApplied(4.0), now=now)
+        for action in actions:
+            cores = action.cores if isinstance(action, SetCpu) else cores
+    controller.handle(Drain(), now=now)
+    assert cores > 1.0
+    while (wakeup := controller.next_wakeup()) is not None:
+        assert wakeup > now
+        now = wakeup
+        for action in controller.handle(Tick(), now=now):
+            cores = action.cores if isinstance(action, SetCpu) else cores
+        for lane in range(4):
+            if controller._lanes[lane] is not None:
+                controller.handle(BatchFinished(lane), now=now)
+        assert now < 600.0
+    assert cores == controller.settings.idle_cores
+
+
 def test_badly_measured_tail_does_not_decide_what_is_cheap() -> None:
     """A neighbour that disturbed profiling doubles the tail of two lanes; they stay the cheap way to serve a burst."""
     calm = LatencyModel(0.08, 0.0, 0.01, 0.01)

@@ -73,7 +73,7 @@ def adequate(solver: Solver, state: State, deadlines: list[float], cores: float,
         if typical_s > (deadline - state.now - 0.002) / waves - wait_s:
             return False
     rate = state.arrival_rate_rps
-    return rate == 0 or typical_s <= batch_size * lanes / rate - wait_s
+    return rate == 0 or typical_s <= batch_size * lanes / rate
 
 
 @given(problems())

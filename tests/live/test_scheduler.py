@@ -269,13 +269,98 @@ def test_close_without_drain_tells_those_who_wait(sessions: Any) -> None:
     assert scheduler.statistics().rejected == {"closed": 4}
 
 
-def test_close_gives_up_after_its_time(sessions: Any) -> None:
-    """A hanging model must not hang the shutdown; what waited is told."""
+def test_close_gives_up_after_its_time_and_can_be_completed(sessions: Any) -> None:
+    """A hanging model must not hang the shutdown; what waited is told, and a later call ends the rest."""
+    before = set(threading.enumerate())
     scheduler = Scheduler(sessions("loop"), solver(max_lanes=1, max_batch_size=1))
     futures = [scheduler.submit(slow(40_000), budget_s=600) for _ in range(2)]
     assert not scheduler.close(timeout_s=0.0)
     assert isinstance(futures[1].exception(60), SchedulerClosed)
     assert futures[0].result(60), "what runs is not broken off"
+    assert scheduler.close()
+    assert set(threading.enumerate()) <= before
+
+
+def test_close_from_a_callback_is_refused(sessions: Any) -> None:
+    """It would wait for the thread that it runs on."""
+    with Scheduler(sessions("identity"), solver()) as scheduler:
+        caught: list[BaseException] = []
+        called = threading.Event()
+
+        def close(_: Any) -> None:
+            try:
+                scheduler.close()
+            except RuntimeError as error:
+                caught.append(error)
+            called.set()
+
+        scheduler.submit(rows(0), budget_s=60).add_done_callback(close)
+        assert called.wait(60)
+        # a callback that was added to a future already done runs on the client's own thread, which may close
+        assert caught or scheduler.close()
+
+
+def test_request_cancelled_while_it_is_turned_away_is_heard_of(sessions: Any) -> None:
+    """Both events wait in the inbox: whoever waits for the future must hear of its end, and it counts once."""
+    with Scheduler(sessions("identity"), solver()) as scheduler:
+        with scheduler._engine._busy:
+            future = scheduler.submit(rows(0), budget_s=-1.0)
+            assert future.cancel()
+        scheduler.submit(rows(1), budget_s=60).result(60)
+        assert not wait([future], 60).not_done
+        assert future.cancelled()
+        statistics = scheduler.statistics()
+    assert (statistics.submitted, statistics.met, statistics.cancelled, statistics.rejected) == (2, 1, 1, {})
+
+
+def test_client_that_settles_its_future_is_left_alone(sessions: Any) -> None:
+    """It is the client's business; the lane goes on."""
+    with Scheduler(sessions("loop"), solver(max_lanes=1, max_batch_size=1)) as scheduler:
+        first = scheduler.submit(slow(5_000), budget_s=600)
+        second = scheduler.submit(slow(1), budget_s=600)
+        second.set_result([])
+        assert first.result(60)
+        assert scheduler.submit(slow(1), budget_s=600).result(60)
+        assert second.result() == []
+
+
+def test_recorder_that_fails_is_given_up(sessions: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A full disk under a log must not end the service."""
+
+    def record(now: float, event: Event, actions: list[Action]) -> None:
+        raise OSError("no space left")
+
+    with Scheduler(sessions("identity"), solver(), recorder=record) as scheduler:
+        futures = [scheduler.submit(rows(i), budget_s=60) for i in range(50)]
+        assert [future.result(60)[0][0, 0] for future in futures] == list(range(50))
+    assert caplog.text.count("recorder failed") == 1
+
+
+def test_scaler_that_fails_leaves_the_allocation(sessions: Any) -> None:
+    """Whatever it raises: service goes on with what is in force, and the count says so."""
+
+    class Broken(ThreadScaler):
+        def scale(self, cores: float) -> float:
+            raise OSError("gone")
+
+    with Scheduler(sessions("identity"), solver(), Broken()) as scheduler:
+        futures = [scheduler.submit(rows(i), budget_s=60) for i in range(50)]
+        assert [future.result(60)[0][0, 0] for future in futures] == list(range(50))
+        assert scheduler.statistics().cpu_control_errors > 0
+
+
+def test_failed_start_leaves_no_thread(sessions: Any) -> None:
+    """If the threads cannot be put under the quota, nothing that was started stays."""
+
+    class Refusing(ThreadScaler):
+        def adopt(self, thread_ids: Any) -> None:
+            raise OSError("not permitted")
+
+    session = sessions("identity")
+    before = set(threading.enumerate())
+    with pytest.raises(OSError, match="not permitted"):
+        Scheduler(session, solver(), Refusing())
+    assert set(threading.enumerate()) <= before
 
 
 def test_closing_ends_the_threads(sessions: Any) -> None:

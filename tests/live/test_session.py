@@ -349,7 +349,7 @@ def test_workers_are_found_and_end_on_closing():
     elastic = ElasticSession(models.matmul_chain(2, 64), max_threads=3, max_lanes=3)
     ours = {str(number) for number in elastic.thread_ids()}
     assert until(lambda: set(os.listdir("/proc/self/task")) - before == ours)
-    assert len(ours) == 1 + 2
+    assert len(ours) == 2 * 1 + 2, "two sessions of two threads, for lanes of 1.5 cores, and one of three"
     names = {Path(f"/proc/self/task/{number}/comm").read_text() for number in ours}
     assert len(names) == 1
     with ElasticSession(models.identity(), max_threads=2) as other:

@@ -149,3 +149,112 @@ def demo(
         if picture is not None:
             result.draw(picture)
             print(f"picture: {picture.absolute()}", file=sys.stderr if as_json else sys.stdout)
+
+
+@app.command()
+def simulate(
+    profile_path: Annotated[
+        Path | None, typer.Argument(metavar="[PROFILE]", help="A profile, as sponge profile --out saves it.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of a profile: gamma,epsilon,delta,eta [s]; a batch of b on c cores takes "
+            "(gamma*b + epsilon)/c + delta*b + eta."
+        ),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Bandwidth log: Ghent 4G, Mahimahi or CSV.  [default: a generated LTE-like one]"),
+    ] = None,
+    rate: Annotated[float, typer.Option(help="Requests per second, on average.")] = 20.0,
+    arrivals: Annotated[
+        str, typer.Option(help="When clients send: poisson, constant, bursts, markov or surges.")
+    ] = "poisson",
+    payload_kb: Annotated[
+        float, typer.Option(help="Mean size of an upload [1000 bytes]; 0: no network.", min=0.0)
+    ] = 300.0,
+    payload_cv: Annotated[
+        float, typer.Option(help="Standard deviation of the size over its mean (log-normal).", min=0.0)
+    ] = 0.0,
+    slo: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Time from sending to the answer [s]; again for more classes, as SECONDS:WEIGHT.  [default: 1]"
+        ),
+    ] = None,
+    duration: Annotated[
+        float | None,
+        typer.Option(help="Length of a run [s].  [default: of the log, at most 600; else 300; less at high rates]"),
+    ] = None,
+    max_cores: Annotated[
+        list[str] | None,
+        typer.Option(help="Cores to try, such as 2,4,8.  [default: search for the fewest that do, up to 64]"),
+    ] = None,
+    max_batch_size: Annotated[
+        int | None, typer.Option(help="Largest batch.  [default: as in the profile, or 8]", min=1)
+    ] = None,
+    lanes: Annotated[
+        int | None, typer.Option(help="Most batches side by side.  [default: one for each core]", min=1)
+    ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="sponge, sponge-one-lane, published, static, static-lanes, fifo, window, online-fit, horizontal or "
+            "vertical; again for several.  [default: sponge]"
+        ),
+    ] = None,
+    noise: Annotated[float, typer.Option(help="Standard deviation of service times over their mean.", min=0.0)] = 0.0,
+    interference: Annotated[
+        float | None,
+        typer.Option(
+            help="Slowdown for each further busy lane, such as 0.03.  [default: as the profile says]", min=0.0
+        ),
+    ] = None,
+    resize_delay: Annotated[
+        float | None,
+        typer.Option(help="Until other cores are there [s].  [default: 0; vertical 1, horizontal 10]", min=0.0),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Runs, each with other requests.", min=1)] = 3,
+    target: Annotated[float, typer.Option(help="Deadlines to be met [% of those not lost at arrival].")] = 99.9,
+    out: Annotated[Path | None, typer.Option(help="Draw the runs with enough cores here (.png, .svg, .pdf).")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Say how many cores a model needs for a network, a rate and an SLO, without running it."""
+    from sponge.commands.simulate import SimulateSettings, parse_cores, parse_slos, read_latency, run_simulations
+
+    def show(name: str, cores: int) -> None:
+        print(f"\r\033[Ksimulating {name} with {cores} cores ...", end="", file=sys.stderr, flush=True)
+
+    with _told_errors():
+        latency, profile = read_latency(profile_path, model)
+        settings = SimulateSettings(
+            latency=latency,
+            profile=profile,
+            trace=trace,
+            rate_rps=rate,
+            arrivals=arrivals,
+            payload_bytes=1000 * payload_kb,
+            payload_cv=payload_cv,
+            slos=parse_slos(slo or ["1"]),
+            duration_s=duration,
+            max_cores=parse_cores(max_cores or []),
+            max_batch_size=max_batch_size,
+            max_lanes=lanes,
+            policies=tuple(dict.fromkeys(policy or ["sponge"])),
+            noise_cv=noise,
+            interference=interference,
+            resize_delay_s=resize_delay,
+            seeds=seeds,
+            target_pct=target,
+        )
+        shown = sys.stderr.isatty() and not as_json
+        try:
+            answer = run_simulations(settings, show if shown else None)
+        finally:
+            if shown:
+                print("\r\033[K", end="", file=sys.stderr, flush=True)
+        _print_json(answer.to_json()) if as_json else print(answer.explain())
+        if out is not None:
+            answer.draw(out)
+            print(f"picture: {out.absolute()}", file=sys.stderr if as_json else sys.stdout)

@@ -29,6 +29,8 @@ from sponge.core.values import Batch, RejectReason, Request, intra_op_threads
 _TOLERANCE_CORES = 1e-9
 _CEILING_MEMORY_S = 1.0
 """How long an allocation that fell short is believed to be all there is, before asking for more again [s]."""
+_NEGLIGIBLE_REQUESTS = 0.1
+"""Requests to be expected within the window of the reserve below which none is kept."""
 _TYPICAL_WINDOW = 16
 """Batches over which the median is followed: it needs fewer than a tail to be known."""
 _MAX_GROUPS_FOLLOWED = 64
@@ -125,6 +127,9 @@ class Controller:
         wakeup = float("inf") if self._shrink_at is None else self._shrink_at
         if self._reserve is not None:
             wakeup = min(wakeup, self._reserve.changes_at(self._now))
+            if self._reserve.cores(self._now) > 0 and self.idle:
+                # No event will tell that nothing is needed any more.
+                wakeup = min(wakeup, self._now + self._reserve.window_s)
         if self._queue:
             wakeup = min(wakeup, self._lost_at(self._queue.head()))
             if self._hold_until is not None:
@@ -240,7 +245,8 @@ class Controller:
         """Fewest cores that would do for what waits and for the arrival rate, if they were there."""
         rate_rps = self._rate.rate_rps(now)
         if not self._queue:
-            return self.solver.solve((), rate_rps).cores if rate_rps > 0 else 0.0
+            expected = rate_rps * self.settings.resize_delay_s * RESERVE_DELAYS
+            return self.solver.solve((), rate_rps).cores if expected > _NEGLIGIBLE_REQUESTS else 0.0
         scale = self.drift_scale(self._queue.head().group)
         budgets_s = (np.array(self._queue.deadlines()) - (now + self.settings.guard_s)) / scale
         plan = self.solver.solve(budgets_s, rate_rps * scale)
@@ -254,14 +260,21 @@ class Controller:
             if now < self._lost_at(head):
                 return
             self._queue.remove(head.request_id)
+            if head.group in self._drift and now < self._lost_at(head, drift=False):
+                # Lost only because the model is believed to be slow. Were it never run again, nothing could show
+                # otherwise: each such request counts as evidence for the profile.
+                for drift in self._drift[head.group]:
+                    drift.observe(1.0, 1.0)
             if self.settings.late is Late.SERVE:
                 self._late.push(head)
             else:
                 actions.append(Reject(head.request_id, RejectReason.DEADLINE))
 
-    def _lost_at(self, request: Request) -> float:
+    def _lost_at(self, request: Request, *, drift: bool = True) -> float:
         """Instant from which the request cannot be served in time, even alone on all cores at once."""
-        fastest_s = self._policy.fastest_s(request.rows) * self.drift_scale(request.group)
+        fastest_s = self._policy.fastest_s(request.rows)
+        if drift:
+            fastest_s *= self.drift_scale(request.group)
         return request.deadline - fastest_s - self.settings.guard_s
 
     def _state(self, now: float, queue: EdfQueue) -> State | None:
@@ -294,6 +307,7 @@ class Controller:
             scale,
             typical_scale,
             not self._draining and now < self._hold_ends,
+            queue.head().rows,
         )
 
     def _start(self, queue: EdfQueue, decision: Dispatch, now: float) -> StartBatch:

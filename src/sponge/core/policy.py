@@ -34,6 +34,9 @@ _SAME_COST = 0.03
 """Relative difference of cost below which the faster choice counts as the cheaper one: profiles are no more exact."""
 _WORTH_HOLDING = 0.95
 """A larger batch must cost at most this share of the immediate one to be waited for."""
+_HOLD_BELOW = 0.7
+"""Utilisation, in such batches, from which nothing waits for company: the queue then fills batches by itself, and the
+time that a lane stands still is missing later."""
 _HOLD_RESERVE = 0.5
 """Share of the batch's own latency that is kept as slack while waiting for company."""
 
@@ -53,6 +56,8 @@ class State:
     typical_scale: float
     """The same at the median."""
     may_hold: bool
+    head_rows: int = 1
+    """Rows of the most urgent request, which is not divided."""
 
 
 @attrs.frozen(slots=True)
@@ -103,16 +108,16 @@ class Policy:
         self._typical_s = typical_s[order]
         self._cost = cost[order]
         self._lane_cores = (cores * lanes)[order]
+        self._side_by_side = (batches * lanes)[order].astype(np.float64)
         products, self._product_of = np.unique((batches * lanes)[order], return_inverse=True)
-        self._products = products.astype(np.float64)
         self._waves = Waves(products.tolist())
-        self._throughput = self._products[self._product_of] / self._typical_s
+        self._throughput = self._side_by_side / self._typical_s
         # A lone request: (tail, typical latency, cores, lanes), cheapest first, and the rate from which holding it for
         # company may pay.
         alone = np.flatnonzero(self._batches == 1)
         self._alone: list[tuple[float, float, float, float]] = [
-            (float(self._tail_s[i]), float(self._typical_s[i]), float(self._cores[i]), float(self._products[product]))
-            for i, product in zip(alone, self._product_of[alone], strict=True)
+            (float(self._tail_s[i]), float(self._typical_s[i]), float(self._cores[i]), float(self._side_by_side[i]))
+            for i in alone
         ]
         more = self._batches > 1
         self._company_rps = float(((self._batches[more] - 1) / self._tail_s[more]).min(initial=np.inf))
@@ -142,19 +147,22 @@ class Policy:
         budgets_s = np.asarray(deadlines) - (state.now + self._guard_s)
         head_s = float(budgets_s[0])
         tail_s = self._tail_s * state.scale
-        allowed_s = self._waves.tightest_s(budgets_s)
-        if rate_rps > 0:
-            np.minimum(allowed_s, self._products / rate_rps, out=allowed_s)
-        allowed_s = allowed_s[self._product_of]
+        allowed_s = self._waves.tightest_s(budgets_s)[self._product_of]
         if state.backlog_core_s > 0:
             allowed_s -= state.backlog_core_s / self._lane_cores
+        if rate_rps > 0:
+            np.minimum(allowed_s, self._side_by_side / rate_rps, out=allowed_s)
         adequate = (self._typical_s * state.typical_scale <= allowed_s) & (tail_s <= head_s)
         startable = (self._cores <= state.free_cores) & (self._batches <= len(deadlines))
+        if state.head_rows > 1:
+            startable &= self._batches >= state.head_rows
+            adequate &= self._batches >= state.head_rows
         choice = int((adequate & startable).argmax())
         found = bool(adequate[choice] and startable[choice])
         if self._hold and state.may_hold and rate_rps > 0:
             cost = float(self._cost[choice]) if found else np.inf
-            wait_s = self._worth_waiting_s(adequate, tail_s, cost, len(deadlines), head_s, rate_rps)
+            calm = self._typical_s * (state.typical_scale * rate_rps) <= _HOLD_BELOW * self._side_by_side
+            wait_s = self._worth_waiting_s(adequate & calm, tail_s, cost, len(deadlines), head_s, rate_rps)
             if wait_s > 0:
                 return Wait(state.now + wait_s)
         if not found:
@@ -163,7 +171,9 @@ class Policy:
 
     def cheapest(self, state: State, rows: int) -> Dispatch:
         """Choose for requests whose deadlines are lost: least core-seconds per request among what can start."""
-        choice = int(((self._cores <= state.free_cores) & (self._batches <= rows)).argmax())
+        batches = self._batches
+        startable = (self._cores <= state.free_cores) & (batches <= rows) & (batches >= state.head_rows)
+        choice = int(startable.argmax())
         return Dispatch(float(self._cores[choice]), int(self._batches[choice]))
 
     def _decide_alone(self, state: State, deadline: float) -> Dispatch | None:
@@ -173,8 +183,10 @@ class Policy:
         for tail_s, typical_s, cores, lanes in self._alone:
             if cores > state.free_cores or tail_s * state.scale > budget_s:
                 continue
-            allowed_s = min(budget_s, lanes / rate_rps) if rate_rps > 0 else budget_s
-            if typical_s * state.typical_scale <= allowed_s - backlog_core_s / (cores * lanes):
+            allowed_s = budget_s - backlog_core_s / (cores * lanes)
+            if rate_rps > 0:
+                allowed_s = min(allowed_s, lanes / rate_rps)
+            if typical_s * state.typical_scale <= allowed_s:
                 return Dispatch(cores, 1)
         return None
 

@@ -19,10 +19,10 @@ class PeakDemand:
         Length of the window [s], > 0.
     """
 
-    __slots__ = ("_falling", "_window_s")
+    __slots__ = ("_falling", "window_s")
 
     def __init__(self, window_s: float) -> None:
-        self._window_s = window_s
+        self.window_s = window_s
         # (instant, cores) with falling cores: an earlier entry that is not larger can never be the peak again.
         self._falling: deque[tuple[float, float]] = deque()
 
@@ -34,11 +34,11 @@ class PeakDemand:
 
     def cores(self, now: float) -> float:
         """Return the largest demand of the last *window_s* [cores]; what was last observed counts until it changes."""
-        while len(self._falling) > 1 and self._falling[0][0] + self._window_s <= now:
+        while len(self._falling) > 1 and self._falling[0][0] + self.window_s <= now:
             self._falling.popleft()
         return self._falling[0][1] if self._falling else 0.0
 
     def changes_at(self, now: float) -> float:
         """Return the instant from which the peak is lower if nothing new is observed [s]; ``inf`` if it will not be."""
         self.cores(now)
-        return self._falling[0][0] + self._window_s if len(self._falling) > 1 else float("inf")
+        return self._falling[0][0] + self.window_s if len(self._falling) > 1 else float("inf")

@@ -14,6 +14,7 @@ Rules, and why they hold:
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from sponge.core.actions import Action, SetCpu, StartBatch
 from sponge.core.events import Arrived, Cancelled, CpuApplied, Event, Tick
 from sponge.core.protocol import ControllerProtocol
 from sponge.core.values import Batch, RejectReason
+
+_log = logging.getLogger("sponge")
 
 EVENTS_PER_TURN = 256
 """Events that one thread handles before it leaves the rest to the alarm's thread."""
@@ -109,10 +112,17 @@ class Engine:
         self._run()
 
     def wait_until_idle(self, event: Event, timeout_s: float | None) -> bool:
-        """Hand in an event that ends things, and wait until nothing waits or runs; return whether that came to be."""
-        self._idle = threading.Event()
-        self.post(event)
-        return self._idle.wait(timeout_s)
+        """Handle an event that ends things, and wait until nothing waits or runs; return whether that came to be."""
+        idle = threading.Event()
+        settlements: list[Settlement] = []
+        with self._busy:  # no turn may end between the two, or it would speak for the time before the event
+            self._idle = idle
+            self._inbox.append(event)
+            self._turn(settlements)
+        for settle in settlements:
+            settle()
+        self._run()
+        return idle.wait(timeout_s)
 
     def stop(self) -> None:
         """End the alarm's thread. Events are still handled, by those who bring them."""
@@ -120,23 +130,29 @@ class Engine:
         self._alarm.set()
         self._watcher.join()
 
+    def owns_thread(self, thread: threading.Thread) -> bool:
+        """Tell whether this is the alarm's thread."""
+        return thread is self._watcher
+
     def _run(self) -> None:
         """Handle what is in the inbox, unless somebody is at it."""
         while self._inbox and self._busy.acquire(blocking=False):
+            settlements: list[Settlement] = []
+            left = False
             try:
-                settlements, left = self._turn()
+                left = self._turn(settlements) and not self._stopped
             finally:
                 self._busy.release()
-            for settle in settlements:
-                settle()
-            if left and not self._stopped:
-                self._alarm.set()
+                if left:
+                    self._alarm.set()
+                for settle in settlements:
+                    settle()
+            if left:
                 return
 
-    def _turn(self) -> tuple[list[Settlement], bool]:
-        """Handle some events; return how to tell the requests that leave by it, and whether events are left."""
+    def _turn(self, settlements: list[Settlement]) -> bool:
+        """Handle some events; add how to tell the requests that leave by it, and return whether events are left."""
         inbox, controller, clock = self._inbox, self._controller, self._clock
-        settlements: list[Settlement] = []
         for _ in range(EVENTS_PER_TURN):
             if not inbox:
                 break
@@ -148,7 +164,7 @@ class Engine:
                 self._take_out(event.request_id, None, now, settlements)
             actions = controller.handle(event, now=now)
             if self._recorder is not None:
-                self._recorder(now, event, actions)
+                self._record(now, event, actions)
             for action in actions:
                 if isinstance(action, StartBatch):
                     self._start(action.batch)
@@ -162,7 +178,15 @@ class Engine:
             self._alarm.set()
         if self._idle is not None and controller.idle and not inbox:
             self._idle.set()
-        return settlements, bool(inbox)
+        return bool(inbox)
+
+    def _record(self, now: float, event: Event, actions: list[Action]) -> None:
+        try:
+            if self._recorder is not None:
+                self._recorder(now, event, actions)
+        except Exception:
+            _log.exception("the recorder failed and is not called any more")
+            self._recorder = None
 
     def _take_out(
         self, request_id: int, reason: RejectReason | None, now: float, settlements: list[Settlement]
@@ -179,9 +203,10 @@ class Engine:
                 return
             if not rung and self._wakeup is not None and self._wakeup <= self._clock():
                 # Waits for the engine, unlike others: the next alarm time is known only when the tick has been handled.
+                settlements: list[Settlement] = []
                 with self._busy:
                     self._inbox.append(Tick())
-                    settlements, _ = self._turn()
+                    self._turn(settlements)
                 for settle in settlements:
                     settle()
             self._run()

@@ -73,7 +73,7 @@ class Lane:
         name: str,
     ) -> None:
         self.index = index
-        self.met = self.late = self.failed = self.batches = self.rows = self.running = 0
+        self.met = self.late = self.failed = self.batches = self.rows = self.running = self.cancelled = 0
         self._session = session
         self._buffers = BatchBuffers(max_rows)
         self._width_of: dict[int, int] = {}
@@ -91,6 +91,10 @@ class Lane:
         native_id = self._thread.native_id
         assert native_id is not None  # the thread has been started
         return native_id
+
+    def owns_thread(self, thread: threading.Thread) -> bool:
+        """Tell whether this is the lane's thread."""
+        return thread is self._thread
 
     def cpu_s(self) -> float:
         """Return the CPU time that the thread has used [s]; 0 once it has ended."""
@@ -115,16 +119,15 @@ class Lane:
             batch, self._batch = self._batch, None
             if batch is None:
                 return
-            service_s = self._serve(batch)
-            self._finished(self.index, service_s)
+            service_s = None
+            try:
+                service_s = self._serve(batch)
+            finally:
+                self._finished(self.index, service_s)
 
     def _serve(self, batch: Batch) -> float | None:
         """Run what has not been cancelled; return the service time if the batch ran as planned [s]."""
-        entries = [
-            entry
-            for entry in map(self._take, batch.request_ids)
-            if entry is not None and entry.future.set_running_or_notify_cancel()
-        ]
+        entries = [entry for entry in map(self._take, batch.request_ids) if entry is not None and self._claim(entry)]
         if not entries:
             return None
         rows = sum(entry.rows for entry in entries)
@@ -135,6 +138,18 @@ class Lane:
         self.running = 0
         return service_s if rows == batch.rows else None
 
+    def _claim(self, entry: Entry) -> bool:
+        """Return whether the request is still to be run: not cancelled, nor settled by its client."""
+        future = entry.future
+        if future.cancelled():
+            self.cancelled += 1
+        elif future.done():
+            return False
+        try:
+            return future.set_running_or_notify_cancel()
+        except (InvalidStateError, RuntimeError):  # the client was faster, just now
+            return False
+
     def _attempt(self, batch: Batch, entries: Sequence[Entry], rows: int) -> float | None:
         """Run these requests together and answer them; return the service time, or None if they had to be parted.
 
@@ -142,13 +157,13 @@ class Lane:
         served.
         """
         started_at = time.perf_counter()
-        failure: Exception | None = None
+        failure: BaseException | None = None
         parts: Sequence[Outputs] | None = None
         try:
             inputs = self._buffers.join(batch.group, [entry.inputs for entry in entries], rows)
             outputs = self._session.run(inputs, threads=self._width(batch.threads))
             parts = [outputs] if len(entries) == 1 else part(outputs, [entry.rows for entry in entries])
-        except Exception as error:
+        except BaseException as error:  # whatever a custom operator may raise: its requests fail, not the lane
             failure = error
         if parts is not None:
             service_s = time.perf_counter() - started_at
@@ -183,7 +198,7 @@ class Lane:
                 self.late += 1
             settle(entry.future, outputs)
 
-    def _fail(self, entry: Entry, error: Exception) -> None:
+    def _fail(self, entry: Entry, error: BaseException) -> None:
         self.failed += 1
         failure = ModelError(entry.request_id, str(error))
         failure.__cause__ = error
@@ -191,13 +206,17 @@ class Lane:
 
 
 def settle(future: Future[Outputs], outcome: Outputs | Exception | None) -> None:
-    """Give a future its outcome, None for a cancelled one; a client that has settled it by itself is left alone."""
+    """Give a future its outcome, None for a cancelled one; called once, by whoever took the request's entry.
+
+    A client that has settled the future by itself is left alone.
+    """
     try:
-        if outcome is None:
+        if outcome is None or future.cancelled():
             future.set_running_or_notify_cancel()  # or those who wait for it by `concurrent.futures.wait` never hear
         elif isinstance(outcome, Exception):
             future.set_exception(outcome)
         else:
             future.set_result(outcome)
-    except InvalidStateError:
-        pass
+    except (InvalidStateError, RuntimeError):
+        if future.cancelled():  # between the question and the answer
+            settle(future, None)

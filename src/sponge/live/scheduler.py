@@ -31,7 +31,7 @@ from sponge.core.protocol import ControllerProtocol
 from sponge.core.settings import Settings
 from sponge.core.solver import Solver
 from sponge.core.values import Batch, RejectReason, Request
-from sponge.errors import CpuControlError, DeadlineExceeded, QueueFull, SchedulerClosed, SpongeError
+from sponge.errors import DeadlineExceeded, QueueFull, SchedulerClosed, SpongeError
 from sponge.live.engine import Engine, Recorder, Settlement
 from sponge.live.lane import Entry, Lane, Outputs, settle
 from sponge.live.scalers import CpuScaler, ThreadScaler
@@ -109,7 +109,13 @@ class Scheduler:
             session = ElasticSession(session, max_threads=None if solver is None else math.ceil(solver.max_cores))
             self.own(session)
         self.session = session
-        self.controller = controller or _default_controller(self.session, solver, settings)
+        try:
+            self.controller = controller or _default_controller(self.session, solver, settings)
+            self.session.reserve(self.controller.max_lanes)
+        except BaseException:
+            for owned in self._owned:
+                owned.close()
+            raise
         self.scaler: CpuScaler = scaler or ThreadScaler()
         self.slo_s = slo_s
         self._clock = clock
@@ -126,7 +132,6 @@ class Scheduler:
         self._allocated_core_s = 0.0
         self._resizes = self._cpu_control_errors = 0
         self._cpu_s_before = self.session.cpu_s()
-        self.session.reserve(self.controller.max_lanes)
         self._engine = Engine(
             self.controller,
             start=self._start,
@@ -137,7 +142,11 @@ class Scheduler:
             name=f"{name}-alarm",
         )
         self._lanes = [self._make_lane(index) for index in range(self.controller.max_lanes)]
-        self.scaler.adopt([*(lane.thread_id for lane in self._lanes), *self.session.thread_ids()])
+        try:
+            self.scaler.adopt([*(lane.thread_id for lane in self._lanes), *self.session.thread_ids()])
+        except BaseException:
+            self.close(drain=False)
+            raise
         _open_schedulers.add(self)
         self._engine.post(Tick())  # the controller's first allocation
 
@@ -167,7 +176,8 @@ class Scheduler:
         concurrent.futures.Future
             Gives the outputs of ``session.run`` for this request's rows. Its exception is `DeadlineExceeded` if the
             request was turned away, `QueueFull`, `ModelError`, or `SchedulerClosed`. Cancelling it takes the request
-            out of the queue unless it already runs.
+            out of the queue unless it already runs. Its callbacks run on the scheduler's threads: they must be quick,
+            and must not wait for another request.
 
         Raises
         ------
@@ -225,7 +235,7 @@ class Scheduler:
             late=sum(lane.late for lane in lanes),
             failed=sum(lane.failed for lane in lanes),
             rejected=dict(self._rejected),
-            cancelled=self._cancelled,
+            cancelled=self._cancelled + sum(lane.cancelled for lane in lanes),
             waiting=len(self._entries),
             running=sum(lane.running for lane in lanes),
             batches=batches,
@@ -257,25 +267,38 @@ class Scheduler:
         Returns
         -------
         bool
-            False if a batch was still running when the time was up; its lane is left to itself.
+            False if a batch was still running when the time was up; nothing waits any more, and a later call ends the
+            rest.
+
+        Raises
+        ------
+        RuntimeError
+            If called from a future's callback on one of the scheduler's own threads.
         """
-        with self._closed:
-            if self._stopped:
-                return True
-            self._closing = True
-            finished = self._engine.wait_until_idle(Drain() if drain else Abort(), timeout_s)
-            # What still waits when the time is up, or was submitted in between, is told.
-            self._engine.post(Abort())
-            self._stopped = True
-            if finished:
-                for lane in self._lanes:
-                    lane.stop()
-            self._engine.stop()
-            if finished:
-                for owned in self._owned:
-                    owned.close()
-            _open_schedulers.discard(self)
-            return finished
+        here = threading.current_thread()
+        if self._engine.owns_thread(here) or any(lane.owns_thread(here) for lane in self._lanes):
+            raise RuntimeError("close must not be called from a future's callback: it would wait for itself")
+        if not self._closed.acquire(timeout=-1 if timeout_s is None else max(0.0, timeout_s)):
+            return False
+        try:
+            return self._stopped or self._close(drain, timeout_s)
+        finally:
+            self._closed.release()
+
+    def _close(self, drain: bool, timeout_s: float | None) -> bool:
+        self._closing = True
+        drained = self._engine.wait_until_idle(Drain() if drain else Abort(), timeout_s)
+        # What still waits when the time is up, or was submitted in between, is told.
+        if not self._engine.wait_until_idle(Abort(), None if drained else 0.0):
+            return False
+        for lane in self._lanes:
+            lane.stop()
+        self._engine.stop()
+        self._stopped = True
+        for owned in self._owned:
+            owned.close()
+        _open_schedulers.discard(self)
+        return True
 
     def __enter__(self) -> Scheduler:
         return self
@@ -293,20 +316,19 @@ class Scheduler:
     def _leave(self, request_id: int, reason: RejectReason | None, now: float) -> Settlement | None:
         """Take out a request that will not run. Whoever takes the entry, a lane or the engine, settles it."""
         entry = self._entries.pop(request_id, None)
-        if reason is None:
-            self._cancelled += 1
-        elif entry is not None:
-            self._rejected[reason.value] += 1
         if entry is None:
             return None
-        error = None if reason is None else self._error(entry, reason, now)
-        return partial(settle, entry.future, error)
+        if reason is None or entry.future.cancelled():
+            self._cancelled += 1
+            return partial(settle, entry.future, None)
+        self._rejected[reason.value] += 1
+        return partial(settle, entry.future, self._error(entry, reason, now))
 
     def _scale(self, cores: float, now: float) -> float:
         """Put an allocation in force; return what is in force then."""
         try:
             applied = self.scaler.scale(cores)
-        except CpuControlError as error:
+        except Exception as error:  # CpuControlError, or whatever a scaler of the user's own raises
             if not self._cpu_control_errors:
                 _log.warning("the allocation stays at %g cores: %s", self._cores, error)
             self._cpu_control_errors += 1

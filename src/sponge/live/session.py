@@ -309,7 +309,8 @@ class ElasticSession:
         self.close()
 
     def _lanes(self, width: int, max_lanes: int) -> int:
-        return 1 if width == 1 else max(1, min(max_lanes, self.max_threads // width))
+        # A lane of a fraction of a core less has as many threads: lanes of 1.5 cores run on two.
+        return 1 if width == 1 else max(1, min(max_lanes, int(self.max_threads / (width - 0.5))))
 
     def _build(self, missing: Mapping[int, int]) -> None:
         for width, count in missing.items():
