@@ -257,6 +257,7 @@ def test_close_serves_what_waits(sessions: Any) -> None:
     with pytest.raises(SchedulerClosed, match="no request is accepted"):
         scheduler.submit(rows(0), budget_s=60)
     assert scheduler.close(), "again does nothing"
+    assert scheduler.statistics().cpu_s > 0, "kept after closing"
 
 
 def test_close_without_drain_tells_those_who_wait(sessions: Any) -> None:

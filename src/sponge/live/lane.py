@@ -81,6 +81,7 @@ class Lane:
         self._finished = finished
         self._clock = clock
         self._batch: Batch | None = None
+        self._ended_cpu_s: float | None = None
         self._signal = Signal()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
@@ -97,9 +98,9 @@ class Lane:
         return thread is self._thread
 
     def cpu_s(self) -> float:
-        """Return the CPU time that the thread has used [s]; 0 once it has ended."""
-        if not self._thread.is_alive() or self._thread.ident is None:
-            return 0.0
+        """Return the CPU time that the thread has used [s]."""
+        if self._ended_cpu_s is not None or self._thread.ident is None:
+            return self._ended_cpu_s or 0.0
         return time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
 
     def start(self, batch: Batch) -> None:
@@ -118,6 +119,7 @@ class Lane:
             self._signal.wait()
             batch, self._batch = self._batch, None
             if batch is None:
+                self._ended_cpu_s = time.thread_time()
                 return
             service_s = None
             try:
