@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -213,6 +214,14 @@ def test_nothing_to_do_costs_nothing() -> None:
     late = bound([1.0, 0.0], [1.01, -3.0], MODEL, max_cores=4, max_batch_size=2, max_lanes=2)
     assert (late.requests, late.core_seconds_one_lane, late.lost_at_arrival, late.misses_at_least) == (2, 0.0, 2, 2)
     assert late.cores_over_time(late.one_lane).core_seconds == 0.0
+
+
+def test_documentation_shows_what_comes_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """The first thing that a reader tries."""
+    text = (Path(__file__).parents[2] / "docs" / "bound.md").read_text()
+    code, shown = (text.split(f"```{kind}\n")[1].split("```")[0] for kind in ("python", "text"))
+    exec(code, {})
+    assert capsys.readouterr().out == shown
 
 
 @pytest.mark.parametrize(

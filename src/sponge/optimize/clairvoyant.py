@@ -193,8 +193,8 @@ def bound(
     arrived_at_s, deadline_s
         When requests arrive and are due [s], shape ``(n,)``, in any order; deadlines may be ``inf``.
     latency
-        What batches take; a service that is faster can beat the bound. With random times this is their mean, and
-        the bound one on the mean of long runs.
+        What batches take; a service that is faster can beat the bound. Where times are random, the fastest give a
+        bound and the mean a yardstick.
     max_cores
         Most cores of all lanes together [cores].
     max_batch_size
