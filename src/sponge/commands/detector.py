@@ -1,4 +1,4 @@
-"""The demo's model: the text detector that the package ``rapidocr-onnxruntime`` carries, and pages for it to read."""
+"""The demo's model: the text detector that the packages of RapidOCR carry, and pages for it to read."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 INPUT_NAME = "x"
 SIDE_PX = 320
+PACKAGES = ("rapidocr-onnxruntime", "rapidocr")
 _MODEL = "ch_PP-OCRv4_det_infer.onnx"
 
 
@@ -21,13 +22,14 @@ def detector_path() -> Path:
     ImportError
         If the package is not installed, or holds no such model; says what to install.
     """
-    spec = util.find_spec("rapidocr_onnxruntime")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(folder) / "models" / _MODEL
-        if path.is_file():
-            return path
+    for package in PACKAGES:
+        spec = util.find_spec(package.replace("-", "_"))
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            path = Path(folder) / "models" / _MODEL
+            if path.is_file():
+                return path
     raise ImportError(
-        f"the demo needs the text detector {_MODEL} of rapidocr-onnxruntime, which is not installed: "
+        f"the demo needs the text detector {_MODEL} of {' or '.join(PACKAGES)}, which is not installed: "
         'pip install "sponge-serving[demo]"'
     )
 

@@ -14,7 +14,7 @@ import sponge
 from sponge.live.cgroup.probe import Probe, probe
 
 REQUIRED = ("numpy", "attrs", "onnxruntime", "cvxpy", "pyscipopt", "cgroupspy")
-OPTIONAL = ("typer", "rich", "matplotlib", "rapidocr-onnxruntime")
+OPTIONAL = ("typer", "rich", "matplotlib", "rapidocr" if sys.version_info >= (3, 13) else "rapidocr-onnxruntime")
 
 
 @attrs.frozen(kw_only=True)
