@@ -18,6 +18,7 @@ app = typer.Typer(
     help="Meet each request's own deadline on an ONNX model with as few CPU cores as possible.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # rich would take units and defaults in brackets for markup, and drop them
     pretty_exceptions_enable=False,
 )
 
@@ -154,7 +155,7 @@ def demo(
 @app.command()
 def simulate(
     profile_path: Annotated[
-        Path | None, typer.Argument(metavar="[PROFILE]", help="A profile, as sponge profile --out saves it.")
+        Path | None, typer.Argument(metavar="PROFILE", help="A profile, as sponge profile --out saves it.")
     ] = None,
     model: Annotated[
         str | None,
@@ -220,8 +221,9 @@ def simulate(
     out: Annotated[Path | None, typer.Option(help="Draw the runs with enough cores here (.png, .svg, .pdf).")] = None,
     as_json: _Json = False,
 ) -> None:
-    """Say how many cores a model needs for a network, a rate and an SLO, without running it."""
-    from sponge.commands.simulate import SimulateSettings, parse_cores, parse_slos, read_latency, run_simulations
+    """Say how many cores a model needs for a network and an SLO."""
+    from sponge.commands.simulate import run_simulations
+    from sponge.commands.simulate_input import SimulateSettings, parse_cores, parse_slos, read_latency
 
     def show(name: str, cores: int) -> None:
         print(f"\r\033[Ksimulating {name} with {cores} cores ...", end="", file=sys.stderr, flush=True)
