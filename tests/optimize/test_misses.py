@@ -83,6 +83,15 @@ def test_room_of_one_lane_is_exact() -> None:
 
 
 @pytest.mark.parametrize("lanes", [1, 4])
+def test_budgets_of_hours_hide_no_crowd_and_take_no_time(lanes: int) -> None:
+    """A lane could serve 86 billion such requests before the last deadline; counting them would take for ever."""
+    quick = LatencyModel(0.0, 0.0, 0.0, 1e-6)
+    arrived = [0.0] * (lanes + 3) + [5.0]
+    deadline = [1.5e-6] * (lanes + 3) + [86400.0]
+    assert least(quick, arrived, deadline, lanes=lanes, cores=float(lanes)) == 3
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
 def test_light_load_misses_nothing(lanes: int) -> None:
     """Zero where a schedule without a miss is at hand."""
     arrived = np.arange(100) * 1.0

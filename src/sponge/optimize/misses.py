@@ -107,12 +107,15 @@ def most_in(
     On one lane this is exact: batches on all cores, one after the other. On several it is the least of what so many
     lanes could do if each had all cores, what the throughput allows, and what the core-seconds allow, where a batch
     in a short span has to be wide.
+
+    More than 64 for a lane are given as 64, as many as a span is asked to hold: a budget of hours takes no longer to
+    look at than one of seconds.
     """
     sizes = np.arange(1, max_batch_size + 1)
     batch_s = latency.latency_s(sizes.astype(np.float64), float(widths.speed_cores[-1]))
     longest_s = float(np.max(spans_s))
     least_s = [0.0]  # least_s[m]: shortest time in which one lane serves m requests
-    while least_s[-1] <= longest_s:
+    while least_s[-1] <= longest_s and len(least_s) <= _SPAN_REQUESTS:
         served = len(least_s)
         before = np.array([least_s[max(served - size, 0)] for size in sizes.tolist()])
         least_s.append(float(np.min(before + batch_s)))
