@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sponge.core.latency import LatencyModel, LatencyTable
 from sponge.optimize import envelope
 from sponge.optimize.clairvoyant import Bound, bound
-from sponge.optimize.envelope import Widths
+from sponge.optimize.envelope import Limits, Widths
 from tests.optimize.problems import latencies
 from tests.optimize.schedules import Machine, cheapest
 
@@ -107,7 +107,7 @@ def test_one_request_costs_its_cheapest_width(budget_s: float, batch_size: int) 
 def test_long_uniform_stream_on_one_lane_is_tight() -> None:
     """Full batches back to back at a knot of the envelope cost the bound, but for the start and the end."""
     widths = Widths.between(1.0, 16.0, 1.0)
-    lane = envelope.lane_envelope(MODEL, widths, 8)
+    lane = envelope.lane_envelope(Limits(latency=MODEL, widths=widths, max_cores=16.0, max_batch_size=8))
     knot = 7
     cores = lane.cores[knot]
     batch_size = next(b for b in range(1, 9) if math.isclose(b / MODEL.latency_s(b, cores), lane.rps[knot]))
@@ -180,6 +180,8 @@ def test_profile_is_the_fluid_optimum_over_time() -> None:
         profile = found.cores_over_time(relaxation)
         assert profile.core_seconds == pytest.approx(relaxation.fluid_core_seconds())
         assert profile.cores.max() <= 16
+        edges = np.linspace(-1.0, 40.0, 83)
+        assert profile.mean_per_bin(edges).sum() * 0.5 == pytest.approx(profile.core_seconds)
     assert (profile.times_s[0], profile.times_s[-1]) == (arrived[0], pytest.approx(found.speed.times_s[-1]))
 
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sponge.core.latency import Latency
 from sponge.optimize import envelope, fluid
-from sponge.optimize.envelope import Envelope, FloatArray, Widths
+from sponge.optimize.envelope import Envelope, FloatArray, Limits, Widths
 from tests.optimize.problems import latencies
 
 CONVEX = [
@@ -127,12 +128,13 @@ def test_requests_without_a_deadline_are_never_undone() -> None:
 @settings(max_examples=60, deadline=None)
 @given(latencies(), st.integers(1, 4), st.integers(1, 4), st.floats(0.5, 8.0), st.data())
 def test_envelope_lies_below_whatever_lanes_do(
-    latency: object, lanes: int, max_batch_size: int, max_cores: float, data: st.DataObject
+    latency: Latency, lanes: int, max_batch_size: int, max_cores: float, data: st.DataObject
 ) -> None:
     """At any instant some lanes run some batches: their throughput is never had for less than the envelope says."""
     step = data.draw(st.sampled_from([0.25, None]))
     widths = Widths.between(0.5, max_cores, step)
-    lane = envelope.lane_envelope(latency, widths, max_batch_size)  # type: ignore[arg-type]
+    limits = Limits(latency=latency, widths=widths, max_cores=max_cores, max_batch_size=max_batch_size)
+    lane = envelope.lane_envelope(limits)
     common = envelope.side_by_side([lane] * lanes, max_cores)
     assert np.all(np.diff(common.rps) > 0)
     assert np.all(np.diff(common.slopes) >= -1e-6 * common.slopes[1:])
@@ -141,7 +143,7 @@ def test_envelope_lies_below_whatever_lanes_do(
         count = data.draw(st.integers(0, int((max_cores - 0.5) / 0.25)))
         width, batch_size = 0.5 + 0.25 * count, data.draw(st.integers(1, max_batch_size))
         if cores + width <= max_cores:
-            rps += latency.throughput_rps(batch_size, width)  # type: ignore[attr-defined]
+            rps += latency.throughput_rps(batch_size, width)
             cores += width
     assert rps <= common.max_rps * (1 + 1e-9)
     assert common.cores_at(np.array([rps]))[0] <= cores * (1 + 1e-9)

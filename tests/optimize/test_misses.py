@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from sponge.core.latency import LatencyModel
 from sponge.optimize import misses
 from sponge.optimize.clairvoyant import bound
-from sponge.optimize.envelope import Widths
+from sponge.optimize.envelope import Limits, Widths
 from tests.optimize.schedules import Machine, schedules
 from tests.optimize.test_clairvoyant import MODEL, bound_of, instances
 
@@ -72,8 +72,9 @@ def test_room_of_one_lane_is_exact() -> None:
     """How many requests fit into a time, batch after batch, found by trying all sequences."""
     model = LatencyModel(0.05, 0.0, 0.01, 0.1)
     widths = Widths.between(1.0, 2.0, 1.0)
+    limits = Limits(latency=model, widths=widths, max_cores=2.0, max_batch_size=3)
     spans_s = np.linspace(0.01, 1.5, 60)
-    found = misses.most_in(spans_s, model, widths, max_cores=2.0, max_batch_size=3, lanes=1, highest_rps=np.inf)
+    found = misses.most_in(spans_s, limits, 1, np.inf)
 
     def most(left_s: float) -> int:
         fits = [b for b in (1, 2, 3) if model.latency_s(b, 2.0) <= left_s]

@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from sponge.core.latency import Latency
 from sponge.optimize import envelope, fluid, misses
-from sponge.optimize.envelope import Envelope, FloatArray, Widths
+from sponge.optimize.envelope import Envelope, FloatArray, Limits, Widths
 
 _ROUNDING = 1e-9
 """Share of all work that is not trusted."""
@@ -125,6 +125,12 @@ class CoreProfile:
     def core_seconds(self) -> float:
         """Area below the profile [core·s]."""
         return float(self.cores @ np.diff(self.times_s))
+
+    def mean_per_bin(self, edges_s: npt.ArrayLike) -> FloatArray:
+        """Return the cores averaged over each bin between *edges_s*, shape ``(n_edges - 1,)``; none outside."""
+        edges = np.asarray(edges_s, dtype=np.float64)
+        used = np.concatenate([[0.0], np.cumsum(self.cores * np.diff(self.times_s))])
+        return np.asarray(np.diff(np.interp(edges, self.times_s, used)) / np.diff(edges))
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -228,74 +234,90 @@ def bound(
     Yao, Demers, Shenker, "A scheduling model for reduced CPU energy", FOCS 1995: the fluid optimum.
     """
     arrived, deadline = _windows(arrived_at_s, deadline_s)
-    fine = {
-        "min_cores": 0 < min_cores < math.inf,
-        "max_cores": min_cores <= max_cores < math.inf,
-        "max_batch_size": operator.index(max_batch_size) >= 1,
-        "max_lanes": operator.index(max_lanes) >= 1,
-        "idle_cores": 0 <= idle_cores < math.inf,
-        "core_step": core_step is None or 0 < core_step < math.inf,
-        "horizon_s": horizon_s is None or 0 <= horizon_s < math.inf,
-    }
-    for name, good in fine.items():
-        if not good:
-            raise ValueError(f"{name} is out of range, got {locals()[name]!r}")
+    _require(0 < min_cores < math.inf, "min_cores", "> 0 and finite", min_cores)
+    _require(min_cores <= max_cores < math.inf, "max_cores", f">= min_cores ({min_cores:g}) and finite", max_cores)
+    _require(operator.index(max_batch_size) >= 1, "max_batch_size", ">= 1", max_batch_size)
+    _require(operator.index(max_lanes) >= 1, "max_lanes", ">= 1", max_lanes)
+    _require(0 <= idle_cores < math.inf, "idle_cores", ">= 0 and finite", idle_cores)
+    _require(core_step is None or 0 < core_step < math.inf, "core_step", "> 0 and finite, or None", core_step)
+    _require(horizon_s is None or 0 <= horizon_s < math.inf, "horizon_s", ">= 0 and finite, or None", horizon_s)
     if horizon_s is None:
         horizon_s = float(arrived[-1] - arrived[0]) if len(arrived) else 0.0
     widths = Widths.between(min_cores, max_cores, core_step)
     lost = misses.lost_at_arrival(deadline - arrived, latency, float(widths.speed_cores[-1]))
     arrived, deadline = arrived[~lost], deadline[~lost]
     due = np.isfinite(deadline)
-    speed = fluid.flattest(arrived[due], deadline[due])
-
-    def relax(lanes: int) -> Relaxation:
-        unpaid = min(idle_cores, min_cores)
-        neighbours = range(lanes) if charge_interference else [0] * lanes
-        costs = [
-            envelope.lane_envelope(
-                latency, widths, max_batch_size, neighbours=busy, unpaid_cores=unpaid if lane == 0 else 0.0
-            )
-            for lane, busy in enumerate(neighbours)
-        ]
-        common = envelope.side_by_side(costs, max_cores - unpaid)
-        undone = speed.above(common.rps[:-1])
-        undone[0] = len(arrived)
-        shares = [
-            np.sort(envelope.request_core_s(latency, widths, max_batch_size, deadline - arrived, unpaid_cores=cores))
-            for cores in (0.0, unpaid)
-        ]
-        crowded = misses.at_least(
-            arrived,
-            deadline,
-            latency,
-            widths,
-            max_cores=max_cores,
-            max_batch_size=max_batch_size,
-            lanes=lanes,
-            highest_rps=common.max_rps,
-        )
-        return Relaxation(
-            lanes=lanes,
-            lost_at_arrival=int(np.count_nonzero(lost)),
-            crowded_out=crowded,
-            envelope=common,
-            idle_core_s=idle_cores * horizon_s,
-            paid_idle_core_s=unpaid * horizon_s,
-            undone=undone,
-            request_core_s=shares[0],
-            request_extra_core_s=shares[1],
-        )
-
-    one = relax(1)
+    problem = _Problem(
+        arrived_at_s=arrived,
+        deadline_s=deadline,
+        speed=fluid.flattest(arrived[due], deadline[due]),
+        lost=int(np.count_nonzero(lost)),
+        limits=Limits(latency=latency, widths=widths, max_cores=max_cores, max_batch_size=max_batch_size),
+        idle_cores=idle_cores,
+        unpaid_cores=min(idle_cores, min_cores),
+        horizon_s=horizon_s,
+        charge_interference=charge_interference,
+    )
+    one = problem.relax(1)
     return Bound(
         requests=len(lost),
         horizon_s=horizon_s,
         idle_cores=idle_cores,
         max_cores=max_cores,
         one_lane=one,
-        many_lanes=one if max_lanes == 1 else relax(max_lanes),
-        speed=speed,
+        many_lanes=one if max_lanes == 1 else problem.relax(max_lanes),
+        speed=problem.speed,
     )
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class _Problem:
+    """Requests that are not lost at arrival, by arrival, and what may serve them."""
+
+    arrived_at_s: FloatArray
+    deadline_s: FloatArray
+    speed: fluid.Speed
+    lost: int
+    limits: Limits
+    idle_cores: float
+    unpaid_cores: float
+    """Allocated anyway: what a running batch is not charged for."""
+    horizon_s: float
+    charge_interference: bool
+
+    def relax(self, lanes: int) -> Relaxation:
+        common = self._envelope(lanes)
+        undone = self.speed.above(common.rps[:-1])
+        undone[0] = len(self.arrived_at_s)  # also those that are never due
+        budgets_s = self.deadline_s - self.arrived_at_s
+        alone, beyond_idle = (
+            np.sort(envelope.request_core_s(self.limits, budgets_s, unpaid_cores=cores))
+            for cores in (0.0, self.unpaid_cores)
+        )
+        return Relaxation(
+            lanes=lanes,
+            lost_at_arrival=self.lost,
+            crowded_out=misses.at_least(self.arrived_at_s, self.deadline_s, self.limits, lanes, common.max_rps),
+            envelope=common,
+            idle_core_s=self.idle_cores * self.horizon_s,
+            paid_idle_core_s=self.unpaid_cores * self.horizon_s,
+            undone=undone,
+            request_core_s=alone,
+            request_extra_core_s=beyond_idle,
+        )
+
+    def _envelope(self, lanes: int) -> Envelope:
+        first = envelope.lane_envelope(self.limits, unpaid_cores=self.unpaid_cores)
+        if self.charge_interference:
+            others = [envelope.lane_envelope(self.limits, neighbours=busy) for busy in range(1, lanes)]
+        else:
+            others = [envelope.lane_envelope(self.limits)] * (lanes - 1)
+        return envelope.side_by_side([first, *others], self.limits.max_cores - self.unpaid_cores)
+
+
+def _require(fine: bool, name: str, range_: str, value: object) -> None:
+    if not fine:
+        raise ValueError(f"{name} must be {range_}, got {value!r}")
 
 
 def _windows(arrived_at_s: npt.ArrayLike, deadline_s: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:

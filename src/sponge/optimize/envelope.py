@@ -51,6 +51,23 @@ class Widths:
 
 
 @attrs.frozen(kw_only=True, eq=False)
+class Limits:
+    """What batches take, and what they may have."""
+
+    latency: Latency
+    widths: Widths
+    max_cores: float
+    """All lanes together."""
+    max_batch_size: int
+
+    @property
+    def full_speed_s(self) -> FloatArray:
+        """Latency of each batch size, from 1 on, alone on the widest lane [s], shape ``(max_batch_size,)``."""
+        sizes = np.arange(1, self.max_batch_size + 1, dtype=np.float64)
+        return self.latency.latency_s(sizes, float(self.widths.speed_cores[-1]))
+
+
+@attrs.frozen(kw_only=True, eq=False)
 class Envelope:
     """Least cores against throughput: piecewise linear, convex, from (0, 0); shapes ``(n_knots,)``."""
 
@@ -95,27 +112,21 @@ def lower_envelope(rps: FloatArray, cores: FloatArray) -> Envelope:
     return Envelope(rps=knots[:, 0], cores=knots[:, 1])
 
 
-def lane_envelope(
-    latency: Latency, widths: Widths, max_batch_size: int, *, neighbours: int = 0, unpaid_cores: float = 0.0
-) -> Envelope:
+def lane_envelope(limits: Limits, *, neighbours: int = 0, unpaid_cores: float = 0.0) -> Envelope:
     """Return the envelope of one lane.
 
     Parameters
     ----------
-    latency
-        Latency of a batch.
-    widths
-        Cores that a batch may have.
-    max_batch_size
-        Largest batch.
+    limits
+        What a batch may be.
     neighbours
         Lanes that were busy already when a batch of this one starts, and slow it down.
     unpaid_cores
         Cores that are allocated anyway, and are not charged to a running batch.
     """
-    sizes = np.arange(1, max_batch_size + 1, dtype=np.float64)
-    rps = latency.throughput_rps(sizes[:, None], widths.speed_cores[None, :], neighbours + 1)
-    cores = np.broadcast_to(np.maximum(widths.cost_cores - unpaid_cores, 0.0), rps.shape)
+    sizes = np.arange(1, limits.max_batch_size + 1, dtype=np.float64)
+    rps = limits.latency.throughput_rps(sizes[:, None], limits.widths.speed_cores[None, :], neighbours + 1)
+    cores = np.broadcast_to(np.maximum(limits.widths.cost_cores - unpaid_cores, 0.0), rps.shape)
     return lower_envelope(rps.ravel(), cores.ravel())
 
 
@@ -138,9 +149,7 @@ def side_by_side(lanes: list[Envelope], max_cores: float) -> Envelope:
     return Envelope(rps=np.append(kept_rps, last_rps), cores=np.append(kept_cores, max_cores))
 
 
-def request_core_s(
-    latency: Latency, widths: Widths, max_batch_size: int, budgets_s: FloatArray, *, unpaid_cores: float = 0.0
-) -> FloatArray:
+def request_core_s(limits: Limits, budgets_s: FloatArray, *, unpaid_cores: float = 0.0) -> FloatArray:
     """Return the fewest core-seconds that a request can cost, as its share of a batch that fits into its budget.
 
     A batch of ``b`` that takes a time ``T`` makes a progress of ``1 / T`` on average, and so needs
@@ -150,8 +159,12 @@ def request_core_s(
 
     Parameters
     ----------
+    limits
+        What a batch may be.
     budgets_s
         Time from arrival to deadline [s], > 0, ``inf`` allowed; any shape.
+    unpaid_cores
+        As for `lane_envelope`.
 
     Returns
     -------
@@ -159,9 +172,9 @@ def request_core_s(
         Core-seconds, shape of *budgets_s*; ``inf`` where no batch is fast enough.
     """
     least = np.full(np.shape(budgets_s), np.inf)
-    charged = np.maximum(widths.cost_cores - unpaid_cores, 0.0)
-    for batch_size in range(1, max_batch_size + 1):
-        progress = 1.0 / latency.latency_s(float(batch_size), widths.speed_cores)
+    charged = np.maximum(limits.widths.cost_cores - unpaid_cores, 0.0)
+    for batch_size in range(1, limits.max_batch_size + 1):
+        progress = 1.0 / limits.latency.latency_s(float(batch_size), limits.widths.speed_cores)
         envelope = lower_envelope(progress, charged)
         taken_s = np.minimum(budgets_s, 1.0 / envelope.rps[1])
         # A budget that is met by no more than rounding is met.
