@@ -129,7 +129,7 @@ class Answer:
                 f" what one takes on {used.cores_limit} cores:\n"
                 "they are lost whatever is done, and not counted as deadlines below"
             )
-        if used.profile is not None and used.cores_limit > max(used.profile.cores):
+        if used.profile is not None and max(row.max_cores for row in self.rows) > max(used.profile.cores):
             lines.append(
                 f"The profile was measured on up to {max(used.profile.cores):g} cores; what it says of more is "
                 "extrapolated."
@@ -140,7 +140,8 @@ class Answer:
         width = max(len("policy"), *(len(row.policy) for row in self.rows))
         yield f"{'policy':{width}}  max cores  deadlines met  mean cores  peak cores  p99 response"
         for row in self.rows:
-            response = f"{1000 * row.response_s_p99:.0f} ms" if math.isfinite(row.response_s_p99) else "-"
+            p99_ms = 1000 * row.response_s_p99
+            response = "-" if math.isnan(p99_ms) else f"{p99_ms:.0f} ms" if p99_ms >= 10 else f"{p99_ms:.2g} ms"
             yield (
                 f"{row.policy:{width}}  {row.max_cores:9d}  {row.met:>13}  {row.mean_cores:10.2f}  "
                 f"{row.peak_cores:10g}  {response:>12}"
