@@ -69,7 +69,9 @@ def test_outputs_equal_those_of_the_bare_session(name, wrapping, tmp_path):
                 for output, wanted in zip(outputs, expected, strict=True):
                     assert output.dtype == wanted.dtype
                     np.testing.assert_array_equal(output, wanted)
-        assert not [note for note in elastic.notes if "copy of the weights" in note]
+        # ONNX Runtime below 1.24 cannot read weights of subgraphs that it has itself moved to a file.
+        if name != "weights in subgraphs" or ort.__version__ >= "1.24":
+            assert not [note for note in elastic.notes if "copy of the weights" in note]
 
 
 def test_threads_of_a_run_are_those_set_or_named():

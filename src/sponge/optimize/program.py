@@ -152,14 +152,15 @@ def _run(objective: Any, constraints: list[Any], time_limit_s: float | None, *, 
         if time_limit_s is None:
             raise
         return _Stage(status=Status.LIMIT, objective=math.inf, bound=least, solve_s=time_limit_s)
-    model = problem.solver_stats.extra_stats["model"]
-    solve_s = float(problem.solver_stats.solve_time)
+    # cvxpy below 1.8 does not hand out SCIP's model, nor always its time.
+    model = (problem.solver_stats.extra_stats or {}).get("model")
+    solve_s = float(problem.solver_stats.solve_time or 0.0)
     if problem.status in (cp.INFEASIBLE, cp.settings.INFEASIBLE_OR_UNBOUNDED):  # bounded variables: infeasible
         return _Stage(status=Status.INFEASIBLE, objective=math.inf, bound=math.inf, solve_s=solve_s)
     found = float(objective.value)
     if problem.status == cp.OPTIMAL:
         return _Stage(status=Status.OPTIMAL, objective=found, bound=found, solve_s=solve_s)
-    bound = max(float(model.getDualbound()), least)
+    bound = least if model is None else max(float(model.getDualbound()), least)
     return _Stage(status=Status.LIMIT, objective=found, bound=bound, solve_s=solve_s)
 
 
