@@ -403,6 +403,24 @@ def test_reserve_is_given_back_when_nobody_comes_any_more() -> None:
     assert cores == controller.settings.idle_cores
 
 
+def test_overload_does_not_widen_lanes() -> None:
+    """Twice what the cores can serve: those who are served are served cheaply, or ever fewer would be."""
+    controller = Controller(solver(max_batch_size=1))
+    running: list[tuple[float, Batch]] = []
+    widths = []
+    for i in range(800):  # 80 a second, and four lanes of 100 ms serve 40
+        now = i / 80
+        while running and running[0][0] <= now:
+            ends, batch = running.pop(0)
+            actions = controller.handle(BatchFinished(batch.lane), now=ends)
+            running += [(ends + MODEL.latency_s(1, batch.cores), batch) for batch in started(actions)]
+        actions = controller.handle(Arrived(request(i, now + 0.5)), now=now)
+        running += [(now + MODEL.latency_s(1, batch.cores), batch) for batch in started(actions)]
+        running.sort(key=lambda entry: (entry[0], entry[1].lane))
+        widths += [batch.cores for _, batch in running if i > 400]
+    assert set(widths) == {1.0}
+
+
 def test_badly_measured_tail_does_not_decide_what_is_cheap() -> None:
     """A neighbour that disturbed profiling doubles the tail of two lanes; they stay the cheap way to serve a burst."""
     calm = LatencyModel(0.08, 0.0, 0.01, 0.01)

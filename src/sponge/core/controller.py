@@ -28,7 +28,9 @@ from sponge.core.values import Batch, RejectReason, Request, intra_op_threads
 
 _TOLERANCE_CORES = 1e-9
 _CEILING_MEMORY_S = 1.0
-"""How long an allocation that fell short is believed to be all there is, before asking for more again [s]."""
+"""How long an allocation that fell short is taken for all there is [s]."""
+_OVERLOAD = 0.9
+"""Share of the cheapest capacity from which requests are given up rather than saved on wider lanes."""
 _NEGLIGIBLE_REQUESTS = 0.1
 """Requests to be expected within the window of the reserve below which none is kept."""
 _TYPICAL_WINDOW = 16
@@ -273,8 +275,11 @@ class Controller:
     def _lost_at(self, request: Request, *, drift: bool = True) -> float:
         """Instant from which the request cannot be served in time, even alone on all cores at once."""
         fastest_s = self._policy.fastest_s(request.rows)
-        if drift:
-            fastest_s *= self.drift_scale(request.group)
+        scale = self.drift_scale(request.group) if drift else 1.0
+        if self._rate.rate_rps(self._now) * self._policy.cheapest_core_s * scale > _OVERLOAD * self.solver.max_cores:
+            # Widening a lane to save one costs the deadlines of several: only who fits the cheapest width is kept.
+            fastest_s = max(fastest_s, self._policy.cheapest_tail_s(request.rows))
+        fastest_s *= scale
         return request.deadline - fastest_s - self.settings.guard_s
 
     def _state(self, now: float, queue: EdfQueue) -> State | None:

@@ -121,6 +121,9 @@ class Policy:
         ]
         more = self._batches > 1
         self._company_rps = float(((self._batches[more] - 1) / self._tail_s[more]).min(initial=np.inf))
+        self.cheapest_core_s = float(self._cost.min())
+        """Least core-seconds that a request can cost."""
+        self._narrow_tail_s: list[float] = tail_s[: solver.max_batch_size].tolist()
         self._fastest_s = solver.latency.latency_s(
             np.arange(1.0, solver.max_batch_size + 1.0), np.full(solver.max_batch_size, levels[-1])
         ).tolist()
@@ -128,6 +131,10 @@ class Policy:
     def fastest_s(self, rows: int) -> float:
         """Return the predicted latency of a batch of *rows* alone on all cores [s]."""
         return float(self._fastest_s[rows - 1])
+
+    def cheapest_tail_s(self, rows: int) -> float:
+        """Return the tail latency of a batch of *rows* on the narrowest lane among others [s]."""
+        return self._narrow_tail_s[rows - 1]
 
     def decide(self, state: State, deadlines: Sequence[float]) -> Dispatch | Wait:
         """Choose for one free lane.
