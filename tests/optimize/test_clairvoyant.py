@@ -197,6 +197,25 @@ def test_interference_is_charged_only_on_request() -> None:
     assert costs[2].fluid_core_seconds(20) > costs[1].fluid_core_seconds(20)
 
 
+def test_interference_is_charged_to_the_later_of_two_batches() -> None:
+    """The first of two batches starts alone, and runs as if it stayed so: charging both would be more than is paid."""
+    model = LatencyModel(0.0, 0.0, 0.0, 0.1, interference=0.5)
+    found = bound(
+        [0.0, 0.0],
+        [0.1, 0.15],
+        model,
+        max_cores=2,
+        max_batch_size=1,
+        max_lanes=2,
+        core_step=1.0,
+        charge_interference=True,
+    )
+    np.testing.assert_allclose(found.many_lanes.envelope.rps, [0.0, 10.0, 10.0 + 10.0 / 1.5], rtol=1e-8)
+    np.testing.assert_allclose(found.many_lanes.envelope.cores, [0.0, 1.0, 2.0])
+    assert found.misses_at_least == 0
+    assert found.core_seconds_lanes <= 0.1 + 0.15
+
+
 def test_measured_tables_are_bounded_too() -> None:
     """A model that the four terms do not describe has a bound by the same means."""
     sizes, cores = (1.0, 2.0, 4.0), (1.0, 2.0, 4.0)
@@ -207,6 +226,14 @@ def test_measured_tables_are_bounded_too() -> None:
         bound(arrived, arrived + 0.5, latency, max_cores=4, max_batch_size=4, max_lanes=2) for latency in (MODEL, table)
     ]
     assert found[0].one_lane.core_seconds(30) == pytest.approx(found[1].one_lane.core_seconds(30), rel=0.02)
+
+
+def test_requests_that_are_never_due_cost_the_cheapest_batch() -> None:
+    """They make no haste, but work."""
+    found = bound([0.0, 3.0, 4.0], [math.inf, math.inf, 5.0], MODEL, max_cores=16, max_batch_size=8, max_lanes=2)
+    assert found.many_lanes.fluid_core_seconds() == pytest.approx(3 * 0.1369, rel=1e-3)
+    assert found.many_lanes.request_core_seconds() == pytest.approx(3 * 0.1369, rel=1e-3)
+    assert found.misses_at_least == 0
 
 
 def test_nothing_to_do_costs_nothing() -> None:
