@@ -68,6 +68,38 @@ def test_urgent_requests_cannot_ride_in_long_batches() -> None:
     assert found.misses_at_least >= 100 - 50.0 / 1.1 - 2
 
 
+def test_rounding_makes_no_misses() -> None:
+    """0.03 − 0.02 is less than 0.01, and yet a batch of 0.01 s fits between, of two as well as of one."""
+    model = LatencyModel(0.0, 0.0, 0.0, 0.01)
+    assert 0.03 - 0.02 < 0.01
+    for lanes in (1, 2):
+        found = bound([0.02, 0.02], [0.03, 0.03], model, max_cores=2, max_batch_size=2, max_lanes=lanes)
+        assert found.misses_at_least == 0
+
+
+def test_wide_batches_leave_less_room_for_many() -> None:
+    """In 0.4 s a batch needs 4 of 8 cores, and so half of the machine, though narrow ones would do with an eighth."""
+    model = LatencyModel(0.8, 0.0, 0.0, 0.2)
+    assert least(model, [0.0] * 4, [0.4 + 1e-6] * 4, lanes=8, cores=8.0) == 2
+    assert least(model, [0.0] * 8, [1.0 + 1e-6] * 8, lanes=8, cores=8.0) == 0
+
+
+def test_urgent_requests_need_wide_batches_all_along() -> None:
+    """As above, in a stream without a crowd at any time: ten a second, of which the machine can save five."""
+    model = LatencyModel(0.8, 0.0, 0.2, 0.0)  # two on all cores: 0.6 s
+    arrived = np.arange(200) * 0.1
+    found = bound(arrived, arrived + 0.4, model, max_cores=8, max_batch_size=2, max_lanes=8, core_step=1.0)
+    assert 200 - 5 * 20.5 <= found.misses_at_least <= 100
+
+
+def test_less_urgent_requests_can_ride_together() -> None:
+    """Two at a time fit, three would not: a schedule that misses nothing is at hand."""
+    model = LatencyModel(0.0, 0.0, 0.1, 1.0)
+    arrived = np.repeat(np.arange(10) * 1.25, 2)
+    found = bound(arrived, arrived + 1.25, model, max_cores=1, max_batch_size=3, max_lanes=1)
+    assert found.misses_at_least == 0
+
+
 def test_room_of_one_lane_is_exact() -> None:
     """How many requests fit into a time, batch after batch, found by trying all sequences."""
     model = LatencyModel(0.05, 0.0, 0.01, 0.1)
