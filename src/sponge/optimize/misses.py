@@ -97,14 +97,14 @@ def most_in(spans_s: FloatArray, limits: Limits, lanes: int, highest_rps: float)
     look at than one of seconds.
     """
     batch_s = limits.full_speed_s
+    spans_s = spans_s * (1 + 1e-9)  # what is short by no more than rounding is not short
     longest_s = float(np.max(spans_s))
     least_s = [0.0]  # least_s[m]: shortest time in which one lane serves m requests
     while least_s[-1] <= longest_s and len(least_s) <= _SPAN_REQUESTS:
         served = len(least_s)
         before = np.array([least_s[max(served - size, 0)] for size in range(1, len(batch_s) + 1)])
         least_s.append(float(np.min(before + batch_s)))
-    slack = 1 + 1e-9
-    most = lanes * (np.searchsorted(np.array(least_s), spans_s * slack, side="right") - 1.0)
+    most = lanes * (np.searchsorted(np.array(least_s), spans_s, side="right") - 1.0)
     if lanes > 1:
         core_s = envelope.request_core_s(limits, spans_s)
         most = np.minimum(most, np.floor(limits.max_cores * spans_s / core_s + _ROUNDING))
