@@ -69,12 +69,14 @@ def test_urgent_requests_cannot_ride_in_long_batches() -> None:
 
 
 def test_rounding_makes_no_misses() -> None:
-    """0.03 − 0.02 is less than 0.01, and yet a batch of 0.01 s fits between, of two as well as of one."""
+    """0.03 − 0.02 is less than 0.01, and late on a clock by a lot; yet a batch of 0.01 s fits between."""
     model = LatencyModel(0.0, 0.0, 0.0, 0.01)
-    assert 0.03 - 0.02 < 0.01
+    assert (0.02 + 0.01) - 0.02 < 0.01
+    assert (1e7 + 0.02 + 0.01) - (1e7 + 0.02) < 0.01 * (1 - 1e-9)
     for lanes in (1, 2):
-        found = bound([0.02, 0.02], [0.03, 0.03], model, max_cores=2, max_batch_size=2, max_lanes=lanes)
-        assert found.misses_at_least == 0
+        for start in (0.02, 1e7 + 0.02):
+            found = bound([start] * 2, [start + 0.01] * 2, model, max_cores=2, max_batch_size=2, max_lanes=lanes)
+            assert found.misses_at_least == 0
 
 
 def test_wide_batches_leave_less_room_for_many() -> None:

@@ -331,5 +331,8 @@ def _windows(arrived_at_s: npt.ArrayLike, deadline_s: npt.ArrayLike) -> tuple[Fl
         raise ValueError(f"arrived_at_s must be finite, got {arrived_at_s!r}")
     if np.any(np.isnan(deadline)):
         raise ValueError(f"deadline_s must be numbers, got {deadline_s!r}")
+    # An instant is rounded, and so is the end of a batch that just meets its deadline: late on a clock, both are by
+    # more than a small budget's own rounding.
+    deadline = deadline + 4 * np.finfo(np.float64).eps * np.abs(deadline)
     order = np.argsort(arrived, kind="stable")
     return arrived[order], deadline[order]
