@@ -325,6 +325,28 @@ def test_client_that_settles_its_future_is_left_alone(sessions: Any) -> None:
         assert second.result() == []
 
 
+def test_callback_that_exits_costs_nobody_else(sessions: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """``Future`` lets SystemExit through to the thread that settles it, which is a lane."""
+
+    def leave(_: Any) -> None:
+        raise SystemExit
+
+    with Scheduler(sessions("loop"), solver(max_lanes=1, max_batch_size=1)) as scheduler:
+        first = scheduler.submit(slow(5_000), budget_s=600)
+        first.add_done_callback(leave)
+        assert scheduler.submit(slow(1), budget_s=600).result(60)
+        assert scheduler.submit(slow(1), budget_s=600).result(60)
+    assert "callback of a future failed" in caplog.text
+
+
+def test_deadline_in_centuries_does_not_end_the_alarm(sessions: Any) -> None:
+    """A number that large is somebody's way to say none; the alarm still turns others away in time."""
+    with Scheduler(sessions("loop"), solver(max_lanes=1, max_batch_size=1), name="patient") as scheduler:
+        futures = [scheduler.submit(slow(5_000), budget_s=1e12) for _ in range(3)]
+        assert not wait(futures, 60).not_done
+        assert any(thread.name == "patient-alarm" for thread in threading.enumerate())
+
+
 def test_recorder_that_fails_is_given_up(sessions: Any, caplog: pytest.LogCaptureFixture) -> None:
     """A full disk under a log must not end the service."""
 

@@ -27,6 +27,7 @@ from sponge.core.values import Batch, RejectReason
 
 _log = logging.getLogger("sponge")
 
+_LONGEST_WAIT_S = 3600.0
 EVENTS_PER_TURN = 256
 """Events that one thread handles before it leaves the rest to the alarm's thread."""
 
@@ -52,7 +53,8 @@ class Signal:
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for `set`; return False if *timeout_s* passed first."""
-        return self._lock.acquire(True, -1 if timeout_s is None else max(0.0, timeout_s))
+        # Python refuses to wait for centuries; whoever is woken early asks again.
+        return self._lock.acquire(True, -1 if timeout_s is None else min(max(0.0, timeout_s), _LONGEST_WAIT_S))
 
 
 class Engine:

@@ -220,5 +220,9 @@ def settle(future: Future[Outputs], outcome: Outputs | Exception | None) -> None
         else:
             future.set_result(outcome)
     except (InvalidStateError, RuntimeError):
-        if future.cancelled():  # between the question and the answer
+        if outcome is not None and future.cancelled():  # between the question and the answer
             settle(future, None)
+    except (
+        BaseException
+    ):  # a client's callback that raises SystemExit, say, must not end a lane, nor cost others theirs
+        _log.exception("a callback of a future failed")
