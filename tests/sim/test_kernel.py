@@ -76,6 +76,16 @@ def start(*request_ids: int, lane: int = 0, cores: float = 1.0) -> StartBatch:
     )
 
 
+def test_batch_takes_the_slowdown_of_the_instant_at_which_it_starts() -> None:
+    """What came before the neighbour is not slowed, and what starts after it has left no longer is."""
+    run = simulate(
+        workload((0.0, 9.0), (2.0, 9.0), (6.0, 9.0)),
+        StaticController(1.0, order="fifo", max_batch_size=1),
+        Service(PARALLEL, slowdown=lambda now: 3.0 if 1.0 <= now < 5.0 else 1.0),
+    )
+    assert run.finished_at_s.tolist() == [1.0, 5.0, 7.0]
+
+
 def test_two_requests_worked_out_by_hand() -> None:
     """Who waits, who is late, what the cores cost, and what the controller is told and when."""
     controller = StaticController(2.0, order="fifo", max_batch_size=1)

@@ -83,6 +83,22 @@ def test_noise_of_a_batch_depends_on_its_number_alone() -> None:
     assert shuffled != factors(service, 100, seed=8).tolist()
 
 
+def test_slowdown_is_of_the_instant_and_leaves_chance_alone() -> None:
+    """So that a forecast with a neighbour, or with the speed that was measured, differs from the one without in nothing
+    else."""
+    calm = Times(Service(MODEL, noise_cv=0.3), 3)
+    disturbed = Times(Service(MODEL, noise_cv=0.3, slowdown=lambda now: 2.0 if now >= 5.0 else 1.0), 3)
+    ratios = [disturbed.factor(1, 1.0, 1, now) / calm.factor(1, 1.0, 1, now) for now in (0.0, 4.9, 5.0, 9.0)]
+    assert ratios == pytest.approx([1.0, 1.0, 2.0, 2.0])
+
+
+@pytest.mark.parametrize("slowdown", [0.0, -1.0, math.inf, math.nan])
+def test_slowdown_that_is_no_factor_is_refused(slowdown: float) -> None:
+    """A batch that ends before it starts would stop the simulator without a word."""
+    with pytest.raises(ValueError, match=r"slowdown must be above 0 and finite, got .* at 2 s"):
+        Times(Service(MODEL, slowdown=lambda _: slowdown), 0).factor(1, 1.0, 1, 2.0)
+
+
 def test_decisions_take_their_mean_time() -> None:
     """And none, if none was asked for."""
     times = Times(Service(MODEL, decision_s=0.001, decision_cv=0.5), 0)

@@ -53,7 +53,7 @@ class Lanes:
         if not 0 <= lane < len(self._running) or self._running[lane] is not None:
             raise RuntimeError(f"the controller started a batch on lane {lane}, which is not free")
         self._busy += 1
-        factor = 1.0 if times.plain else times.factor(rows, cores, self._busy)
+        factor = 1.0 if times.plain else times.factor(rows, cores, self._busy, now)
         whole_s = factor * times.latency_s(rows, cores * self._share, self._busy)
         self._running[lane] = (batch, index, now, self._busy, factor, 1.0, now, whole_s)
         self._cores[lane] = cores

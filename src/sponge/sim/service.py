@@ -64,6 +64,10 @@ class Service:
     decision_s, decision_cv
         Mean time that the controller takes for one event [s], ≥ 0, and standard deviation over mean (lognormal). What
         it decides happens that much later, and events that come meanwhile wait.
+    slowdown
+        How many times longer a batch takes that starts at an instant [s from the start of the workload]: a busy
+        neighbour, a CPU that changes its frequency, a model that has become slower. It must return numbers above 0.
+        None: 1 at all times.
 
     Raises
     ------
@@ -95,6 +99,7 @@ class Service:
     )
     decision_s: float = attrs.field(default=0.0, kw_only=True, validator=_within(0, math.inf))
     decision_cv: float = attrs.field(default=0.0, kw_only=True, validator=_within(0, math.inf))
+    slowdown: Callable[[float], float] | None = attrs.field(default=None, kw_only=True)
 
 
 class Times:
@@ -123,7 +128,8 @@ class Times:
             self._model = service.latency
         self._latencies: dict[tuple[int, float, int], float] = {}
         self._samples: dict[tuple[int, float, int], list[float]] = {}
-        self.plain = not (service.noise_cv or service.straggler_share or self._cells)
+        chance = service.noise_cv or service.straggler_share or self._cells
+        self.plain = not chance and service.slowdown is None
         """Whether a batch takes exactly its latency."""
 
     def latency_s(self, rows: int, cores: float, lanes: int) -> float:
@@ -136,11 +142,22 @@ class Times:
             latency_s = self._latencies[key] = self._predict_s(rows, cores, lanes)
         return latency_s
 
-    def factor(self, rows: int, cores: float, lanes: int) -> float:
-        """Draw how many times that the next batch takes."""
+    def factor(self, rows: int, cores: float, lanes: int, now: float = 0.0) -> float:
+        """Draw how many times that the next batch takes, which starts *now*.
+
+        Raises
+        ------
+        ValueError
+            If the service's slowdown is not above 0.
+        """
         if self.plain:
             return 1.0
         factor = next(self._factors)
+        if self._service.slowdown is not None:
+            slowdown = self._service.slowdown(now)
+            if not 0 < slowdown < math.inf:
+                raise ValueError(f"slowdown must be above 0 and finite, got {slowdown!r} at {now:g} s")
+            factor *= slowdown
         if self._cells:
             samples = self._relative_samples(rows, cores, lanes)
             factor *= samples[int(next(self._uniforms) * len(samples))]
