@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from sponge.core.values import Batch
+from sponge.core.values import Batch, Request
 from sponge.errors import ModelError
 from sponge.live.batching import BatchBuffers, Inputs, part
 from sponge.live.engine import Signal
+from sponge.live.observing import ModelRun, Observers, ServedBatch
 from sponge.live.session import ElasticSession
 
 _log = logging.getLogger("sponge")
@@ -29,13 +30,14 @@ Outputs = list[np.ndarray[Any, Any]]
 class Entry:
     """A request as the live shell holds it."""
 
-    __slots__ = ("deadline", "future", "inputs", "request_id", "rows")
+    __slots__ = ("deadline", "future", "inputs", "request", "request_id", "rows")
 
-    def __init__(self, request_id: int, inputs: Inputs, rows: int, deadline: float, future: Future[Outputs]) -> None:
-        self.request_id = request_id
+    def __init__(self, request: Request, inputs: Inputs, future: Future[Outputs]) -> None:
+        self.request = request
+        self.request_id = request.request_id
         self.inputs = inputs
-        self.rows = rows
-        self.deadline = deadline
+        self.rows = request.rows
+        self.deadline = request.deadline
         self.future = future
 
 
@@ -57,6 +59,8 @@ class Lane:
         nothing about the model.
     clock
         The scheduler's clock.
+    observers
+        Told of every batch.
     name
         Of the thread.
     """
@@ -70,6 +74,7 @@ class Lane:
         take: Callable[[int], Entry | None],
         finished: Callable[[int, float | None], None],
         clock: Callable[[], float],
+        observers: Observers,
         name: str,
     ) -> None:
         self.index = index
@@ -80,6 +85,8 @@ class Lane:
         self._take = take
         self._finished = finished
         self._clock = clock
+        self._observers = observers
+        self._runs: list[ModelRun] | None = None  # of the batch that runs, while somebody watches
         self._batch: Batch | None = None
         self._ended_cpu_s: float | None = None
         self._signal = Signal()
@@ -129,6 +136,7 @@ class Lane:
 
     def _serve(self, batch: Batch) -> float | None:
         """Run what has not been cancelled; return the service time if the batch ran as planned [s]."""
+        started_at = self._watch()
         entries = [entry for entry in map(self._take, batch.request_ids) if entry is not None and self._claim(entry)]
         if not entries:
             return None
@@ -138,19 +146,53 @@ class Lane:
         self.running = len(entries)
         service_s = self._attempt(batch, entries, rows)
         self.running = 0
+        if self._runs is not None:
+            self._observers.served(ServedBatch(batch=batch, started_at=started_at, runs=tuple(self._runs)))
         return service_s if rows == batch.rows else None
+
+    def _watch(self) -> float:
+        """Begin to note the runs of a batch if somebody watches; return the instant, 0 if nobody does [s]."""
+        if not self._observers.watching:
+            self._runs = None
+            return 0.0
+        self._runs = []
+        return self._clock()
+
+    def _note(
+        self,
+        entries: Sequence[Entry],
+        started_at: float,
+        finished_at: float,
+        answered: bool,
+        error: BaseException | None,
+    ) -> None:
+        """Note a run of the model for those who watch."""
+        if self._runs is not None:
+            requests = tuple([entry.request for entry in entries])
+            run = ModelRun(
+                requests=requests,
+                rows=sum([request.rows for request in requests]),
+                started_at=started_at,
+                finished_at=finished_at,
+                answered=answered,
+                error=error,
+            )
+            self._runs.append(run)
 
     def _claim(self, entry: Entry) -> bool:
         """Return whether the request is still to be run: not cancelled, nor settled by its client."""
         future = entry.future
+        claimed = False
         if future.cancelled():
             self.cancelled += 1
-        elif future.done():
-            return False
-        try:
-            return future.set_running_or_notify_cancel()
-        except (InvalidStateError, RuntimeError):  # the client was faster, just now
-            return False
+        if future.cancelled() or not future.done():
+            try:
+                claimed = future.set_running_or_notify_cancel()
+            except (InvalidStateError, RuntimeError):  # the client was faster, just now
+                pass
+        if not claimed and self._observers.watching:
+            self._observers.left(entry.request, None, self._clock())
+        return claimed
 
     def _attempt(self, batch: Batch, entries: Sequence[Entry], rows: int) -> float | None:
         """Run these requests together and answer them; return the service time, or None if they had to be parted.
@@ -169,8 +211,13 @@ class Lane:
             failure = error
         if parts is not None:
             service_s = time.perf_counter() - started_at
-            self._answer(entries, parts)
+            finished_at = self._answer(entries, parts)
+            self._note(entries, finished_at - service_s, finished_at, True, None)
             return service_s
+        if self._runs is not None:
+            now = self._clock()
+            ended = len(entries) == 1 and failure is not None
+            self._note(entries, now - (time.perf_counter() - started_at), now, ended, failure)
         if failure is None:
             _log.warning("an output of the model does not follow the batch axis: the requests are run one by one")
             smaller = [[entry] for entry in entries]
@@ -191,7 +238,8 @@ class Lane:
             width = self._width_of[threads] = self._session.width_for(threads)
         return width
 
-    def _answer(self, entries: Sequence[Entry], parts: Sequence[Outputs]) -> None:
+    def _answer(self, entries: Sequence[Entry], parts: Sequence[Outputs]) -> float:
+        """Settle the requests; return the instant by which they are judged [s]."""
         finished_at = self._clock()
         for entry, outputs in zip(entries, parts, strict=True):
             if finished_at <= entry.deadline:
@@ -199,6 +247,7 @@ class Lane:
             else:
                 self.late += 1
             settle(entry.future, outputs)
+        return finished_at
 
     def _fail(self, entry: Entry, error: BaseException) -> None:
         self.failed += 1

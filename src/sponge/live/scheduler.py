@@ -34,6 +34,7 @@ from sponge.core.values import Batch, RejectReason, Request
 from sponge.errors import DeadlineExceeded, QueueFull, SchedulerClosed, SpongeError
 from sponge.live.engine import Engine, Recorder, Settlement
 from sponge.live.lane import Entry, Lane, Outputs, settle
+from sponge.live.observing import Observer, Observers
 from sponge.live.scalers import CpuScaler, ThreadScaler
 from sponge.live.session import ElasticSession, SessionOrModel
 from sponge.live.statistics import Statistics
@@ -121,6 +122,7 @@ class Scheduler:
         self._clock = clock
         self._name = name
         self._ids = itertools.count()
+        self._observers = Observers()
         self._groups: dict[Any, int] = {}
         self._entries: dict[int, Entry] = {}
         self._closing = self._stopped = False
@@ -200,10 +202,11 @@ class Scheduler:
             group = self._groups.setdefault(shapes, len(self._groups))
         request_id = next(self._ids)
         future = _RequestFuture(lambda: self._engine.post(Cancelled(request_id)))
-        self._entries[request_id] = Entry(request_id, inputs, rows, deadline, future)
-        self._engine.post(
-            Arrived(Request(request_id=request_id, arrived_at=arrived_at, deadline=deadline, rows=rows, group=group))
-        )
+        request = Request(request_id=request_id, arrived_at=arrived_at, deadline=deadline, rows=rows, group=group)
+        if self._observers.watching:
+            self._observers.submitted(request)
+        self._entries[request_id] = Entry(request, inputs, future)
+        self._engine.post(Arrived(request))
         return future
 
     async def infer(
@@ -247,6 +250,12 @@ class Scheduler:
             cpu_control=self.scaler.how,
             cpu_control_errors=self._cpu_control_errors,
         )
+
+    def observe(self, observer: Observer) -> Callable[[], None]:
+        """Tell *observer* of every request, batch and allocation from now on; return what ends it."""
+        self._observers.add(observer)
+        self._observers.tell(lambda one: one.resized(self._cores, self._clock()) if one is observer else None)
+        return lambda: self._observers.remove(observer)
 
     # -- life cycle ----------------------------------------------------------------------------------------------
 
@@ -318,6 +327,8 @@ class Scheduler:
         entry = self._entries.pop(request_id, None)
         if entry is None:
             return None
+        if self._observers.watching:
+            self._observers.left(entry.request, None if entry.future.cancelled() else reason, now)
         if reason is None or entry.future.cancelled():
             self._cancelled += 1
             return partial(settle, entry.future, None)
@@ -337,6 +348,8 @@ class Scheduler:
             self._allocated_core_s += self._cores * (now - self._cores_since)
             self._cores, self._cores_since = applied, now
             self._resizes += 1
+            if self._observers.watching:
+                self._observers.resized(applied, now)
         return applied
 
     def _error(self, entry: Entry, reason: RejectReason, now: float) -> SpongeError:
@@ -356,6 +369,7 @@ class Scheduler:
             take=lambda request_id: self._entries.pop(request_id, None),
             finished=lambda lane, service_s: self._engine.post(BatchFinished(lane, service_s is not None, service_s)),
             clock=self._clock,
+            observers=self._observers,
             name=f"{self._name}-lane-{index}",
         )
 
