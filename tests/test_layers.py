@@ -17,6 +17,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "core": {"errors"},
+    "deadlines": {"errors", "core"},
     "optimize": {"errors", "core"},
     "profile": {"errors", "core"},
     "workload": {"errors", "core"},
@@ -24,10 +25,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "live": {"errors", "core", "optimize", "profile", "workload"},
     "measure": {"errors", "core", "profile", "workload"},
     "commands": {"errors", "core", "optimize", "profile", "workload", "sim", "live", "measure", "cli"},
+    "integrations": {"errors", "core", "deadlines", "optimize", "profile", "workload", "sim", "live", "measure"},
     "cli": {"commands"},
     "__main__": {"cli"},
 }
 """Arrows point one way. `live` and `sim` never meet but in the commands."""
+
+EXTRAS = ["starlette", "fastapi", "uvicorn", "grpc", "google.protobuf"]
+"""What integrations need: each is a package of an extra, and loaded by the integration that was asked for alone."""
 
 IMPURE = {"time", "threading", "asyncio", "os", "random", "logging", "subprocess", "socket", "concurrent"}
 
@@ -68,7 +73,7 @@ def test_imports_point_one_way(path: Path) -> None:
         assert there == here or there in MAY_IMPORT[here], f"{path.relative_to(SOURCE)} imports {name}"
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if room(path) in {"core", "optimize"}], ids=str)
+@pytest.mark.parametrize("path", [path for path in MODULES if room(path) in {"core", "optimize", "deadlines"}], ids=str)
 def test_core_reads_no_clock_and_touches_no_world(path: Path) -> None:
     """Same events at the same instants give the same actions only if nothing else comes in."""
     assert not {name.split(".")[0] for name in imports(path)} & IMPURE
@@ -90,7 +95,7 @@ def test_only_their_owners_know_onnxruntime_and_cgroupspy() -> None:
 
 def test_bare_import_is_lean() -> None:
     """A service pays for what it uses; a solver, a plot or a command line is not part of serving."""
-    script = f"import sys, sponge; print([name for name in {HEAVY} if name in sys.modules])"
+    script = f"import sys, sponge; print([name for name in {HEAVY + EXTRAS} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -99,10 +104,17 @@ def test_serving_needs_no_solver_and_no_command_line() -> None:
     """Scheduler, solver and controller as used in a service: only ONNX Runtime comes along."""
     script = (
         "import sys, sponge; sponge.Scheduler, sponge.Solver, sponge.Controller, sponge.CgroupScaler, sponge.wrap; "
-        f"print([name for name in {HEAVY} if name in sys.modules])"
+        f"print([name for name in {HEAVY + EXTRAS} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['onnxruntime']"
+
+
+def test_asgi_needs_no_package() -> None:
+    """ASGI is a calling convention: the middleware must not force a framework or a server on anybody."""
+    script = f"import sys, sponge.integrations.asgi; print([name for name in {HEAVY + EXTRAS} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_every_public_name_is_there() -> None:

@@ -226,6 +226,11 @@ class Scheduler:
         """Return the scheduler's clock [s], on which deadlines are instants."""
         return self._clock()
 
+    @property
+    def closed(self) -> bool:
+        """Whether no request is accepted any more."""
+        return self._closing
+
     def statistics(self) -> Statistics:
         """Return a snapshot of what has been done so far."""
         lanes = self._lanes
