@@ -32,6 +32,18 @@ def test_lone_request_gets_the_smallest_sufficient_level() -> None:
     assert solver(core_step=0.5).solve([0.05]) == plan(2.5, 1)
 
 
+@pytest.mark.parametrize("max_cores", [1.0, 3.3, 8.0])
+def test_continuous_one_lane_beats_the_least_that_two_may_have(max_cores: float) -> None:
+    """One lane needs 0.5986 cores and two have 0.6 at least: a grid that is finer than that for one of them only
+    overlooks the other.
+    """
+    latency = LatencyModel(gamma_s=0.01, epsilon_s=0.043686, delta_s=0.01, eta_s=0.01)
+    solver = Solver(latency, max_cores=max_cores, max_batch_size=2, min_cores=0.3, core_step=None, max_lanes=2)
+    plan = solver.solve([0.2728] * 3)
+    assert (plan.batch_size, plan.lanes) == (2, 1)
+    assert plan.cores == pytest.approx(0.063686 / (0.1364 - 0.03))
+
+
 def test_continuous_cores_are_the_inverse_of_the_latency() -> None:
     """A CPU quota is no integer: 0.1 / (0.05 − 0.01) cores are enough, and the prediction stays within the budget."""
     found = solver(core_step=None).solve([0.05])

@@ -312,9 +312,15 @@ def _usable_lanes(solver: Solver) -> int:
 
 
 def _lane_shares(solver: Solver, lanes: int) -> FloatArray:
-    """Cores that each of so many lanes may have, ascending; if any share is allowed, a grid of them."""
+    """Cores that each of so many lanes may have, ascending; if any share is allowed, a grid of them.
+
+    The grid is one of totals, the same for every number of lanes: what fits within a total must be seen there,
+    or fewer lanes that need a little less than the smallest total of more lanes would be overlooked.
+    """
     if solver.core_step is None:
-        totals = np.geomspace(solver.min_cores, solver.max_cores, _CONTINUOUS_TOTALS)
+        smallest = solver.min_cores * np.arange(1, _usable_lanes(solver) + 1)
+        totals = np.union1d(np.geomspace(solver.min_cores, solver.max_cores, _CONTINUOUS_TOTALS), smallest)
+        totals = np.round(totals, _SAME_CORES)
         inside = (totals > solver.min_cores * lanes) & (totals < solver.max_cores)
         return np.concatenate(([solver.min_cores], totals[inside] / lanes, [solver.max_cores / lanes]))
     shares = np.array(solver.core_levels)
