@@ -6,8 +6,8 @@ Rules, and why they hold:
   the events that the live shell would send.
 * What happens at the same instant is handled in a fixed order: the end of batches (lowest lane first), a change of the
   allocation, arrivals in their order, and a `Tick` only if nothing else happened.
-* There is no heap of events. Arrivals are sorted already, of each lane only the next end matters, and the rest is one
-  number each; so the next event is the least of a handful of numbers.
+* There is no heap of events. Of the arrivals (`sponge.sim.source`) and of each lane only the next matters, and the rest
+  is one number each; so the next event is the least of a handful of numbers.
 """
 
 from __future__ import annotations
@@ -15,27 +15,26 @@ from __future__ import annotations
 import math
 from array import array
 from collections import deque
-from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from sponge.core.actions import Action, Reject, SetCpu, StartBatch
-from sponge.core.events import Abort, Arrived, BatchFinished, CpuApplied, Drain, Event, Tick
+from sponge.core.events import Abort, BatchFinished, CpuApplied, Drain, Event, Tick
 from sponge.core.latency import Latency
 from sponge.core.protocol import ControllerProtocol
-from sponge.core.values import Batch, RejectReason, Request
+from sponge.core.values import Batch, RejectReason
 from sponge.profile import Profile
 from sponge.sim.lanes import Lanes
 from sponge.sim.run import Batches, CoresOverTime, Outcome, Run
 from sponge.sim.service import Resizer, Service, Times
-from sponge.workload import Workload
+from sponge.sim.source import ClosedSource, OpenSource, Source
+from sponge.workload import ClosedLoop, Workload
 
 PATIENCE_S = 600.0
 """How long the controller may keep requests waiting while nothing runs and nobody arrives, before it is drained [s]."""
 _MAX_TICKS_AT_ONCE = 1000
-_CHUNK = 4096
 _TICK = Tick()
 _BATCH_FIELDS = 5
 """Rows, lane, cores, start and end of a batch, kept as numbers so that a million batches are not as many objects."""
@@ -52,7 +51,7 @@ _Changes: TypeAlias = "tuple[array[float], array[float]]"
 
 
 def simulate(
-    workload: Workload,
+    workload: Workload | ClosedLoop,
     controller: ControllerProtocol,
     service: Service | Latency | Profile,
     *,
@@ -66,7 +65,8 @@ def simulate(
     Parameters
     ----------
     workload
-        Who arrives when, and by when the answer is due.
+        Who arrives when, and by when the answer is due; or clients that wait for their answers, whose requests are
+        then found in `Run.workload`.
     controller
         Any controller, fresh: `sponge.Controller`, or one of `sponge.sim.baselines`.
     service
@@ -101,7 +101,7 @@ def simulate(
     and 32 for each change of the allocation, and as much again while the result is put together. *record* keeps
     objects, several hundred bytes for each event.
     """
-    if len(workload) and workload.arrived_at_s[0] < 0:
+    if isinstance(workload, Workload) and len(workload) and workload.arrived_at_s[0] < 0:
         raise ValueError(f"workload must not begin before 0, got {float(workload.arrived_at_s[0])!r}")
     if initial_cores is not None and not 0 <= initial_cores < math.inf:
         raise ValueError(f"initial_cores must be finite and not negative, got {initial_cores!r}")
@@ -119,14 +119,19 @@ class _Kernel:
 
     def __init__(
         self,
-        workload: Workload,
+        workload: Workload | ClosedLoop,
         controller: ControllerProtocol,
         service: Service,
         seed: int,
         initial_cores: float | None,
         record: bool,
     ) -> None:
-        self._workload = workload
+        self._source: Source
+        self._clients: ClosedSource | None = None
+        if isinstance(workload, ClosedLoop):
+            self._source = self._clients = ClosedSource(workload)
+        else:
+            self._source = OpenSource(workload)
         self._controller = controller
         self._seed = seed
         self._times = Times(service, seed)
@@ -134,8 +139,8 @@ class _Kernel:
         self._resizer = Resizer(service, initial_cores)
         self._inbox: deque[Event] = deque()
         self._log: list[tuple[float, Event, list[Action]]] | None = [] if record else None
-        self._fate = bytearray([_WAITING]) * len(workload)
-        self._batch_of = array("q", [-1]) * len(workload)
+        self._fate = bytearray()
+        self._batch_of = array("q")
         self._outstanding = 0
         self._batches = array("d")  # of each batch _BATCH_FIELDS numbers
         self._asked: _Changes = (array("d"), array("d"))
@@ -156,8 +161,7 @@ class _Kernel:
     def run(self, horizon_s: float | None) -> None:
         handle, next_wakeup = self._controller.handle, self._controller.next_wakeup
         inbox, lanes, resizer, log = self._inbox, self._lanes, self._resizer, self._log
-        requests = _requests(self._workload)
-        arrives_at, arrival = next(requests)
+        source, fate, batch_of = self._source, self._fate, self._batch_of
         now = 0.0
         wakeup = next_wakeup()
         event: Event | None = None
@@ -176,12 +180,14 @@ class _Kernel:
                 elif actions:
                     self._carry_out(actions, now)
                 continue
+            arrives_at = source.next_at
             happens_at = lanes.next_at if lanes.next_at <= arrives_at else arrives_at
             if resizer.next_at < happens_at or self._effect_at < happens_at:
                 happens_at = min(resizer.next_at, self._effect_at)
             # A tick is due only when nothing else happens before, nor at that instant.
             due_at = math.inf if wakeup is None or self._deciding is not None else max(wakeup, now)
-            if arrival is None and self._deciding is None and self._is_closing(min(happens_at, due_at), now, horizon_s):
+            nobody_comes = arrives_at == math.inf and self._deciding is None
+            if nobody_comes and self._is_closing(min(happens_at, due_at), now, horizon_s):
                 if not inbox:
                     return
             elif due_at < happens_at:
@@ -199,17 +205,19 @@ class _Kernel:
                         inbox.append(finished)
                 elif now == resizer.next_at:
                     self._resize(now)
-                elif arrival is not None:
+                else:
                     self._progress_at = now
                     self._outstanding += 1
+                    fate.append(_WAITING)
+                    batch_of.append(-1)
+                    arrival = source.take()
                     if self._deciding is None:
                         event = arrival  # the inbox is empty
                     else:
                         inbox.append(arrival)
-                    arrives_at, arrival = next(requests)
 
     def _is_closing(self, next_at: float, now: float, horizon_s: float | None) -> bool:
-        """After the last arrival: see whether the run is over, or the controller must be told (as by the inbox)."""
+        """When nobody is on the way: see whether the run is over, or the controller must be told (as by the inbox)."""
         if not self._outstanding:
             return horizon_s is None or next_at > horizon_s
         if self._lanes.next_at < math.inf or next_at <= self._progress_at + PATIENCE_S:
@@ -243,7 +251,7 @@ class _Kernel:
             elif isinstance(action, SetCpu):
                 self._ask(action.cores, now)
             else:
-                self._reject(action)
+                self._reject(action, now)
         self._lanes.share_cores(self._resizer.cores, now)
 
     def _start(self, batch: Batch, now: float) -> None:
@@ -251,7 +259,7 @@ class _Kernel:
         self._lanes.start(batch, index, now)
         fate, batch_of = self._fate, self._batch_of
         for request_id in batch.request_ids:
-            if fate[request_id] != _WAITING:
+            if not 0 <= request_id < len(fate) or fate[request_id] != _WAITING:
                 raise RuntimeError(f"the controller started request {request_id}, which is not waiting")
             fate[request_id] = _STARTED
             batch_of[request_id] = index
@@ -262,13 +270,19 @@ class _Kernel:
         batch, index, started_at, _, _, _, _, _ = self._lanes.finish(self._resizer.cores, now)
         self._batches[index * _BATCH_FIELDS + _BATCH_FIELDS - 1] = now
         self._outstanding -= len(batch.request_ids)
+        if self._clients is not None:
+            for request_id in batch.request_ids:
+                self._clients.answered(request_id, now)
         return BatchFinished(batch.lane, True, now - started_at)
 
-    def _reject(self, action: Reject) -> None:
-        if self._fate[action.request_id] != _WAITING:
-            raise RuntimeError(f"the controller turned away request {action.request_id}, which is not waiting")
-        self._fate[action.request_id] = _FATE[action.reason]
+    def _reject(self, action: Reject, now: float) -> None:
+        request_id, fate = action.request_id, self._fate
+        if not 0 <= request_id < len(fate) or fate[request_id] != _WAITING:
+            raise RuntimeError(f"the controller turned away request {request_id}, which is not waiting")
+        fate[request_id] = _FATE[action.reason]
         self._outstanding -= 1
+        if self._clients is not None:
+            self._clients.answered(request_id, now)
 
     def _ask(self, cores: float, now: float) -> None:
         _, values = self._asked
@@ -294,7 +308,7 @@ class _Kernel:
         self._lanes.share_cores(self._resizer.cores, now)
 
     def result(self, horizon_s: float | None) -> Run:
-        workload = self._workload
+        workload = self._source.workload()
         rows, lane, cores, started_at_s, batch_finished_at_s = np.array(self._batches).reshape(-1, _BATCH_FIELDS).T
         batches = Batches(
             rows=_frozen(rows, np.int64),
@@ -328,18 +342,6 @@ class _Kernel:
             seed=self._seed,
             log=None if self._log is None else tuple(self._log),
         )
-
-
-def _requests(workload: Workload) -> Iterator[tuple[float, Arrived | None]]:
-    """Make the arrivals one by one, so that a million requests are not as many objects; then none for ever."""
-    for first in range(0, len(workload), _CHUNK):
-        arrived = workload.arrived_at_s[first : first + _CHUNK].tolist()
-        deadlines = workload.deadline_s[first : first + _CHUNK].tolist()
-        ids = range(first, first + len(arrived))
-        for request_id, arrived_at, deadline in zip(ids, arrived, deadlines, strict=True):
-            yield arrived_at, Arrived(Request(request_id=request_id, arrived_at=arrived_at, deadline=deadline))
-    while True:
-        yield math.inf, None
 
 
 def _step(steps: _Changes, cores: float, now: float) -> None:

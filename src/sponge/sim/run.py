@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from sponge.core.actions import Action
 from sponge.core.events import Event
+from sponge.workload import Workload
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 IntArray: TypeAlias = npt.NDArray[np.int64]
@@ -117,6 +118,11 @@ class Run:
 
     def __len__(self) -> int:
         return len(self.arrived_at_s)
+
+    @property
+    def workload(self) -> Workload:
+        """The requests as they came, for another policy to meet the same ones."""
+        return Workload(sent_at_s=self.sent_at_s, arrived_at_s=self.arrived_at_s, deadline_s=self.deadline_s)
 
     @property
     def horizon_s(self) -> float:

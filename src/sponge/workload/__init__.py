@@ -1,4 +1,4 @@
-"""Workloads: bandwidth logs, arrival processes, payloads, and the requests with deadlines that come of them."""
+"""Workloads: networks, arrivals, payloads, clients that wait for answers; and the requests with deadlines of all."""
 
 from sponge.workload.arrivals import (
     PROCESSES,
@@ -11,6 +11,7 @@ from sponge.workload.arrivals import (
     surges,
 )
 from sponge.workload.bandwidth import BandwidthTrace, lte_like
+from sponge.workload.closed_loop import ClosedLoop, ThinkTime, always, exponential
 from sponge.workload.logs import load_bandwidth
 from sponge.workload.requests import Workload
 from sponge.workload.traffic import Payload, SloClass, Traffic, empirical, fixed, lognormal
@@ -19,13 +20,17 @@ __all__ = [
     "PROCESSES",
     "ArrivalProcess",
     "BandwidthTrace",
+    "ClosedLoop",
     "Payload",
     "SloClass",
+    "ThinkTime",
     "Traffic",
     "Workload",
+    "always",
     "bursts",
     "constant",
     "empirical",
+    "exponential",
     "fixed",
     "load_bandwidth",
     "lognormal",
