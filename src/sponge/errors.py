@@ -46,6 +46,21 @@ class SchedulerClosed(SpongeError):
         super().__init__(f"the scheduler is closed: {what}")
 
 
+class SchedulerForked(SchedulerClosed):
+    """The scheduler was made before a fork, and this is the child: none of the threads that serve are here."""
+
+    def __init__(self, owner_pid: int, pid: int, request_id: int | None = None) -> None:
+        self.owner_pid = owner_pid
+        self.pid = pid
+        self.request_id = request_id
+        what = "nothing" if request_id is None else f"neither request {request_id} nor any other"
+        SpongeError.__init__(
+            self,
+            f"the scheduler belongs to process {owner_pid}, from which this process {pid} was forked: {what} is served "
+            "here. Make the scheduler in each worker, after the fork",
+        )
+
+
 class ModelError(SpongeError):
     """The model raised while running this request; the cause is chained as ``__cause__``."""
 

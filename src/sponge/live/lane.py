@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sponge.core.values import Batch, Request
-from sponge.errors import ModelError
+from sponge.errors import ModelError, SpongeError
 from sponge.live.batching import BatchBuffers, Inputs, part
 from sponge.live.engine import Signal
 from sponge.live.observing import ModelRun, Observers, ServedBatch
@@ -27,12 +27,36 @@ _log = logging.getLogger("sponge")
 Outputs = list[np.ndarray[Any, Any]]
 
 
+class RequestFuture(Future[Outputs]):
+    """A future whose cancellation takes the request out of the queue."""
+
+    def __init__(self, cancelled: Callable[[], None]) -> None:
+        super().__init__()
+        self._cancelled = cancelled
+
+    def cancel(self) -> bool:
+        """Cancel the request unless it runs already or is done; return whether it is cancelled."""
+        already = self.cancelled()
+        cancelled = super().cancel()
+        if cancelled and not already:
+            self._cancelled()
+        return cancelled
+
+    def fail_after_fork(self, error: SpongeError) -> None:
+        """In a forked child: end it with an error, unless it is done, and call nobody back."""
+        # Whoever held the lock at the fork, or waited for it, is not here.
+        self._condition = threading.Condition()
+        self._done_callbacks: list[Any] = []
+        if not self.done():
+            self.set_exception(error)
+
+
 class Entry:
     """A request as the live shell holds it."""
 
     __slots__ = ("deadline", "future", "inputs", "request", "request_id", "rows")
 
-    def __init__(self, request: Request, inputs: Inputs, future: Future[Outputs]) -> None:
+    def __init__(self, request: Request, inputs: Inputs, future: RequestFuture) -> None:
         self.request = request
         self.request_id = request.request_id
         self.inputs = inputs
@@ -79,6 +103,8 @@ class Lane:
     ) -> None:
         self.index = index
         self.met = self.late = self.failed = self.batches = self.rows = self.running = self.cancelled = 0
+        self.serving: Sequence[Entry] = ()
+        """Requests of the batch that runs."""
         self._session = session
         self._buffers = BatchBuffers(max_rows)
         self._width_of: dict[int, int] = {}
@@ -144,8 +170,10 @@ class Lane:
         self.batches += 1
         self.rows += rows
         self.running = len(entries)
+        self.serving = entries
         service_s = self._attempt(batch, entries, rows)
         self.running = 0
+        self.serving = ()
         if self._runs is not None:
             self._observers.served(ServedBatch(batch=batch, started_at=started_at, runs=tuple(self._runs)))
         return service_s if rows == batch.rows else None

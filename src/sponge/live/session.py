@@ -14,13 +14,15 @@ Rules:
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import queue
 import threading
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import onnxruntime as ort
@@ -300,6 +302,9 @@ class ElasticSession:
             borrowed.clear()
             self._factory.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an ElasticSession cannot be pickled or copied: make one in each process, from the model")
+
     def __enter__(self) -> ElasticSession:
         return self
 
@@ -338,7 +343,22 @@ def _bound_run(session: Any) -> Any:
     The Python wrapper checks the names and offers another provider when one fails; ONNX Runtime checks the names
     again below it, and a service must not change providers by itself. Going below saves a third of the call's cost.
     """
-    return getattr(session, "_sess", session).run
+    bare = getattr(session, "_sess", session)
+    _made.add(bare)
+    return bare.run
+
+
+_made: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _keep_for_ever() -> None:
+    """In a forked child: never destroy the parent's sessions, for that joins threads that are not here, and crashes."""
+    for session in list(_made):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_for_ever)
 
 
 def _at_least_one(name: str, value: int) -> int:

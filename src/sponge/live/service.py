@@ -1,0 +1,223 @@
+"""Service: what runs behind a `sponge.live.scheduler.Scheduler`.
+
+It holds the requests, one runner thread per lane (`sponge.live.lane`) and the engine (`sponge.live.engine`), which runs
+the controller. Rules, and why they hold:
+
+* A request's entry is taken out of the table exactly once, by the lane that runs it or by the engine that turns it away
+  or sees it cancelled, and whoever takes it settles its future.
+* The threads hold the service and never the scheduler. So a scheduler that nobody refers to any more is garbage
+  although its threads live, and `sponge.live.life_cycle` can end them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from sponge.core.events import Abort, BatchFinished, Drain
+from sponge.core.protocol import ControllerProtocol
+from sponge.core.values import Batch, RejectReason
+from sponge.errors import DeadlineExceeded, QueueFull, SchedulerClosed, SchedulerForked, SpongeError
+from sponge.live.engine import Engine, Recorder, Settlement
+from sponge.live.lane import Entry, Lane, settle
+from sponge.live.observing import Observers
+from sponge.live.scalers import CpuScaler
+from sponge.live.session import ElasticSession
+from sponge.live.statistics import Statistics
+
+_log = logging.getLogger("sponge")
+
+
+class Service:
+    """The running part of a scheduler; see there for the parameters."""
+
+    def __init__(
+        self,
+        controller: ControllerProtocol,
+        session: ElasticSession,
+        scaler: CpuScaler,
+        *,
+        clock: Callable[[], float],
+        recorder: Recorder | None,
+        observers: Observers,
+        name: str,
+        owned: list[Any],
+    ) -> None:
+        self.entries: dict[int, Entry] = {}
+        """Requests that wait, by id."""
+        self.refusal: Callable[[int | None], SpongeError] | None = None
+        """Why nothing is accepted any more; None while it is."""
+        self._controller = controller
+        self._session = session
+        self._scaler = scaler
+        self._clock = clock
+        self._observers = observers
+        self._owned = owned
+        self.name = name
+        self._pid = os.getpid()
+        self._stopped = False
+        self._closed = threading.Lock()
+        self._rejected: Counter[str] = Counter()
+        self._cancelled = 0
+        self.cores = 0.0
+        """Allocation in force [cores]."""
+        self._cores_since = clock()
+        self._allocated_core_s = 0.0
+        self._resizes = self._cpu_control_errors = 0
+        self._cpu_s_before = session.cpu_s()
+        self.engine = Engine(
+            controller,
+            start=self._start,
+            scale=self._scale,
+            leave=self._leave,
+            clock=clock,
+            recorder=recorder,
+            name=f"{name}-alarm",
+        )
+        self._lanes = [self._make_lane(index, name) for index in range(controller.max_lanes)]
+        try:
+            scaler.adopt([*(lane.thread_id for lane in self._lanes), *session.thread_ids()])
+        except BaseException:
+            self.close(drain=False, timeout_s=None)
+            raise
+
+    @property
+    def closing(self) -> bool:
+        """Whether nothing is accepted any more."""
+        return self.refusal is not None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to end, in this process."""
+        return self._stopped or self._foreign
+
+    @property
+    def _foreign(self) -> bool:
+        return self._pid != os.getpid()
+
+    def statistics(self) -> Statistics:
+        """Return a snapshot of what has been done so far."""
+        if self._foreign:
+            raise SchedulerForked(self._pid, os.getpid())
+        lanes = self._lanes
+        batches = sum(lane.batches for lane in lanes)
+        rows = sum(lane.rows for lane in lanes)
+        now = self._clock()
+        return Statistics(
+            submitted=self.engine.arrived,
+            met=sum(lane.met for lane in lanes),
+            late=sum(lane.late for lane in lanes),
+            failed=sum(lane.failed for lane in lanes),
+            rejected=dict(self._rejected),
+            cancelled=self._cancelled + sum(lane.cancelled for lane in lanes),
+            waiting=len(self.entries),
+            running=sum(lane.running for lane in lanes),
+            batches=batches,
+            mean_batch_size=rows / batches if batches else 0.0,
+            cores=self.cores,
+            allocated_core_s=self._allocated_core_s + self.cores * (now - self._cores_since),
+            resizes=self._resizes,
+            cpu_s=sum(lane.cpu_s() for lane in lanes) + self._session.cpu_s() - self._cpu_s_before,
+            cpu_control=self._scaler.how,
+            cpu_control_errors=self._cpu_control_errors,
+        )
+
+    def close(self, drain: bool, timeout_s: float | None) -> bool:
+        """End the service, see `sponge.Scheduler.close`."""
+        if self._foreign:
+            return True
+        here = threading.current_thread()
+        if self.engine.owns_thread(here) or any(lane.owns_thread(here) for lane in self._lanes):
+            raise RuntimeError("close must not be called from a future's callback: it would wait for itself")
+        if not self._closed.acquire(timeout=-1 if timeout_s is None else max(0.0, timeout_s)):
+            return False
+        try:
+            return self._stopped or self._close(drain, timeout_s)
+        finally:
+            self._closed.release()
+
+    def _close(self, drain: bool, timeout_s: float | None) -> bool:
+        self.refusal = self.refusal or SchedulerClosed
+        drained = self.engine.wait_until_idle(Drain() if drain else Abort(), timeout_s)
+        # What still waits when the time is up, or was submitted in between, is told.
+        if not self.engine.wait_until_idle(Abort(), None if drained else 0.0):
+            return False
+        for lane in self._lanes:
+            lane.stop()
+        self.engine.stop()
+        self._stopped = True
+        for owned in self._owned:
+            owned.close()
+        return True
+
+    def own(self, *parts: Any) -> None:
+        """Close these with the service, in this order, after everything that uses them."""
+        self._owned.extend(parts)
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: accept nothing, and fail what waits or runs in the copy without calling anybody back."""
+        forked = partial(SchedulerForked, self._pid, os.getpid())
+        self.refusal = forked
+        entries = [*self.entries.values(), *(entry for lane in self._lanes for entry in lane.serving)]
+        self.entries.clear()
+        for entry in entries:
+            entry.future.fail_after_fork(forked(entry.request_id))
+
+    # -- what the engine asks for --------------------------------------------------------------------------------
+
+    def _start(self, batch: Batch) -> None:
+        self._lanes[batch.lane].start(batch)
+
+    def _leave(self, request_id: int, reason: RejectReason | None, now: float) -> Settlement | None:
+        """Take out a request that will not run. Whoever takes the entry, a lane or the engine, settles it."""
+        entry = self.entries.pop(request_id, None)
+        if entry is None:
+            return None
+        if self._observers.watching:
+            self._observers.left(entry.request, None if entry.future.cancelled() else reason, now)
+        if reason is None or entry.future.cancelled():
+            self._cancelled += 1
+            return partial(settle, entry.future, None)
+        self._rejected[reason.value] += 1
+        return partial(settle, entry.future, self._error(entry, reason, now))
+
+    def _scale(self, cores: float, now: float) -> float:
+        """Put an allocation in force; return what is in force then."""
+        try:
+            applied = self._scaler.scale(cores)
+        except Exception as error:  # CpuControlError, or whatever a scaler of the user's own raises
+            if not self._cpu_control_errors:
+                _log.warning("the allocation stays at %g cores: %s", self.cores, error)
+            self._cpu_control_errors += 1
+            return self.cores
+        if applied != self.cores:
+            self._allocated_core_s += self.cores * (now - self._cores_since)
+            self.cores, self._cores_since = applied, now
+            self._resizes += 1
+            if self._observers.watching:
+                self._observers.resized(applied, now)
+        return applied
+
+    def _error(self, entry: Entry, reason: RejectReason, now: float) -> SpongeError:
+        if reason is RejectReason.DEADLINE:
+            return DeadlineExceeded(entry.request_id, entry.deadline, now)
+        if reason is RejectReason.QUEUE_FULL:
+            return QueueFull(entry.request_id, self._controller.max_queue)
+        return SchedulerClosed(entry.request_id)
+
+    def _make_lane(self, index: int, name: str) -> Lane:
+        return Lane(
+            index,
+            self._session,
+            max_rows=self._controller.max_batch_size,
+            take=lambda request_id: self.entries.pop(request_id, None),
+            finished=lambda lane, service_s: self.engine.post(BatchFinished(lane, service_s is not None, service_s)),
+            clock=self._clock,
+            observers=self._observers,
+            name=f"{name}-lane-{index}",
+        )
