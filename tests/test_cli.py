@@ -120,11 +120,13 @@ def test_errors_are_told_in_one_line(arguments: list[str], word: str) -> None:
 
 def test_demo_runs_from_end_to_end(tmp_path: Path) -> None:
     """The newcomer's first command: a real model, every policy, one table, one picture."""
-    picture = tmp_path / "demo.png"
+    picture, page = tmp_path / "demo.png", tmp_path / "demo.html"
     trace = tmp_path / "log.csv"
     trace.write_text("time_s,mbps\n0,30\n1,4\n2,25\n", encoding="utf-8")
     arguments = ["demo", "--duration", "1", "--rate", "6", "--slo", "5", "--profile-s", "2", "--trace", str(trace)]
-    result = runner.invoke(app, [*arguments, "--max-cores", "1", "--out", str(picture), "--json"])
+    result = runner.invoke(
+        app, [*arguments, "--max-cores", "1", "--out", str(picture), "--report", str(page), "--json"]
+    )
     assert result.exit_code == 0, result.stderr
     printed = json.loads(result.stdout)
     assert printed["settings"]["requests"] == 6
@@ -139,6 +141,9 @@ def test_demo_runs_from_end_to_end(tmp_path: Path) -> None:
         assert policy["failed"] == 0
         assert policy["core_seconds_allocated"] > 0
     assert picture.read_bytes().startswith(b"\x89PNG")
+    text = page.read_text(encoding="utf-8")
+    assert all(f"<th>{name}</th>" in text for name in names)
+    assert f"<tr><td>requests</td>{'<td>6</td>' * len(names)}</tr>" in text
 
 
 def test_demo_prints_its_settings_and_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

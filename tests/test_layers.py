@@ -21,9 +21,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "optimize": {"errors", "core"},
     "profile": {"errors", "core"},
     "workload": {"errors", "core"},
-    "sim": {"errors", "core", "optimize", "profile", "workload"},
-    "live": {"errors", "core", "optimize", "profile", "workload"},
     "measure": {"errors", "core", "profile", "workload"},
+    "sim": {"errors", "core", "optimize", "profile", "workload", "measure"},
+    "live": {"errors", "core", "optimize", "profile", "workload", "measure"},
     "commands": {"errors", "core", "optimize", "profile", "workload", "sim", "live", "measure", "cli"},
     "integrations": {"errors", "core", "deadlines", "optimize", "profile", "workload", "sim", "live", "measure"},
     "cli": {"commands"},
@@ -36,7 +36,7 @@ EXTRAS = ["starlette", "fastapi", "uvicorn", "grpc", "google.protobuf"]
 
 IMPURE = {"time", "threading", "asyncio", "os", "random", "logging", "subprocess", "socket", "concurrent"}
 
-HEAVY = ["cvxpy", "scipy", "pyscipopt", "cgroupspy", "matplotlib", "typer", "rich", "onnxruntime", "onnx"]
+HEAVY = ["cvxpy", "scipy", "pyscipopt", "cgroupspy", "matplotlib", "plotly", "typer", "rich", "onnxruntime", "onnx"]
 
 
 def room(path: Path) -> str:

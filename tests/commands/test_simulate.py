@@ -236,3 +236,17 @@ def test_json_has_no_value_that_json_does_not_know() -> None:
     row = answer(*MODEL, "--slo", "0.03", *SHORT)["rows"][0]
     assert row["response_s_p99"] is None
     assert all(value is None or isinstance(value, str) or math.isfinite(value) for value in row.values())
+
+
+def test_report_shows_the_runs_with_enough_cores(tmp_path: Path) -> None:
+    """The page that is passed on says what the terminal said, and how it came about."""
+    page = tmp_path / "report.html"
+    result = simulate(*MODEL, *SHORT, "--policy", "sponge", "--policy", "published", "--report", str(page))
+    assert f"report: {page}" in result.stdout
+    text = page.read_text(encoding="utf-8")
+    assert "20 requests/s (poisson), 300 kB each over a generated LTE-like network" in text
+    for line in result.stdout.splitlines():
+        if line.startswith(("sponge:", "published:")):
+            assert line in text
+    assert text.count('Plotly.newPlot("plot-') == 6  # no measured over predicted: nothing was measured
+    assert "published, " in text

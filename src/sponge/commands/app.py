@@ -24,6 +24,10 @@ app = typer.Typer(
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, and nothing else.")]
 
+_Report = Annotated[
+    Path | None, typer.Option("--report", help="Write the runs here as one HTML page with interactive plots.")
+]
+
 
 @contextmanager
 def _told_errors() -> Iterator[None]:
@@ -126,6 +130,7 @@ def demo(
         Path | None,
         typer.Option(help="Draw the runs here (.png, .svg, .pdf).  [default: sponge-demo.png, without --json]"),
     ] = None,
+    report: _Report = None,
     as_json: _Json = False,
 ) -> None:
     """Serve a real text detector to phones on a 4G network: static allocations against sponge."""
@@ -150,6 +155,9 @@ def demo(
         if picture is not None:
             result.draw(picture)
             print(f"picture: {picture.absolute()}", file=sys.stderr if as_json else sys.stdout)
+        if report is not None:
+            result.report(report)
+            print(f"report: {report.absolute()}", file=sys.stderr if as_json else sys.stdout)
 
 
 @app.command()
@@ -219,6 +227,7 @@ def simulate(
     seeds: Annotated[int, typer.Option(help="Runs, each with other requests.", min=1)] = 3,
     target: Annotated[float, typer.Option(help="Deadlines to be met [% of those not lost at arrival].")] = 99.9,
     out: Annotated[Path | None, typer.Option(help="Draw the runs with enough cores here (.png, .svg, .pdf).")] = None,
+    report: _Report = None,
     as_json: _Json = False,
 ) -> None:
     """Say how many cores a model needs for a network and an SLO."""
@@ -260,3 +269,6 @@ def simulate(
         if out is not None:
             answer.draw(out)
             print(f"picture: {out.absolute()}", file=sys.stderr if as_json else sys.stdout)
+        if report is not None:
+            answer.report(report)
+            print(f"report: {report.absolute()}", file=sys.stderr if as_json else sys.stdout)

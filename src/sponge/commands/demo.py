@@ -27,7 +27,7 @@ from sponge.live.profiler import Profiler
 from sponge.live.scalers import best_scaler
 from sponge.live.scheduler import Scheduler
 from sponge.live.session import ElasticSession, available_cpus
-from sponge.measure import Series, Summary, print_table, save_figure, summarise, to_json
+from sponge.measure import Recording, Series, Summary, print_table, save_figure, summarise, to_json, write_report
 from sponge.profile import Profile
 from sponge.sim.baselines import StaticController
 from sponge.workload import PROCESSES, BandwidthTrace, Workload, load_bandwidth, lte_like
@@ -86,6 +86,8 @@ class DemoResult:
     series: Sequence[Series]
     cores_used_by_others: Sequence[float]
     """During each policy's run."""
+    recordings: Sequence[Recording]
+    """Of each policy's run, as its scheduler saw it."""
 
     def to_json(self) -> dict[str, Any]:
         """Return settings and summaries as JSON values."""
@@ -107,12 +109,20 @@ class DemoResult:
 
     def draw(self, path: str | os.PathLike[str]) -> None:
         """Draw budgets, cores and misses over time; errors as of `sponge.measure.save_figure`."""
+        save_figure(path, self.series, title=self._title())
+
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Write what `draw` draws, and more, as one HTML page; errors as of `sponge.measure.write_report`."""
+        note = "Requests count from when they were handed over; the table of the command counts from their schedule."
+        settings = {name: str(value) for name, value in self.settings.items()}
+        write_report(path, self.recordings, title=self._title(), notes=[note], settings=settings)
+
+    def _title(self) -> str:
         used = self.settings
-        title = (
+        return (
             f"{used['rate_rps']:.0f} requests/s ({used['arrivals']}), {used['payload_bytes'] / 1000:.0f} kB each over "
             f"{used['network']}, answer due {used['slo_s']:g} s after sending"
         )
-        save_figure(path, self.series, title=title)
 
 
 @attrs.frozen(kw_only=True)
@@ -153,9 +163,10 @@ def run_demo(settings: DemoSettings, *, quiet: bool = False) -> DemoResult:
             print(_headline(used))
         session.warm_up(range(1, MAX_BATCH_SIZE + 1), shapes=_SHAPES)
         inputs = [{INPUT_NAME: page} for page in pages(8, np.random.default_rng([settings.seed, 2]))]
-        runs = {
-            policy.name: _run(session, policy, workload, inputs, quiet=quiet) for policy in _policies(profile, cores)
-        }
+        runs, recordings = {}, []
+        for policy in _policies(profile, cores):
+            runs[policy.name], recording = _run(session, policy, workload, inputs, quiet=quiet)
+            recordings.append(recording)
     return DemoResult(
         settings=used,
         summaries=[
@@ -164,6 +175,7 @@ def run_demo(settings: DemoSettings, *, quiet: bool = False) -> DemoResult:
         ],
         series=[Series(policy=name, outcomes=run.outcomes, allocation=run.allocation) for name, run in runs.items()],
         cores_used_by_others=[run.cores_used_by_others for run in runs.values()],
+        recordings=recordings,
     )
 
 
@@ -238,14 +250,16 @@ def best_batch_size(latency: Latency, lane_cores: float, lanes: int) -> int:
 
 def _run(
     session: ElasticSession, policy: _Policy, workload: Workload, inputs: Sequence[Inputs], *, quiet: bool
-) -> Replayed:
+) -> tuple[Replayed, Recording]:
     recorder = AllocationRecorder()
     with (
         _progress(policy.name, len(workload), quiet=quiet) as progress,
         contextlib.closing(best_scaler()) as scaler,
         Scheduler(session, scaler=scaler, controller=policy.controller, recorder=recorder) as scheduler,
     ):
-        return replay(workload, scheduler, recorder, inputs, progress=progress)
+        scheduler.record(max(2 * len(workload), 1000))
+        replayed = replay(workload, scheduler, recorder, inputs, progress=progress)
+        return replayed, scheduler.recording(policy.name)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from sponge.commands.simulate_input import SimulateSettings
-from sponge.measure import Allocation, Outcome, OutcomeKind, Series, save_figure
+from sponge.measure import Allocation, Outcome, OutcomeKind, Series, save_figure, write_report
 from sponge.sim.run import Run
 
 _OUTCOME_FIELDS = ("sent_at_s", "arrived_at_s", "deadline_s", "finished_at_s")
@@ -108,6 +108,27 @@ class Answer:
         shown = [self.enough(policy) or self._of(policy)[-1] for policy in self.settings.policies]
         save_figure(path, [_series(row) for row in shown], title=self._scenario()[0])
 
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Write what `draw` draws, and more, as one HTML page; errors as of `sponge.measure.write_report`."""
+        shown = [self.enough(policy) or self._of(policy)[-1] for policy in self.settings.policies]
+        title, *notes = self._scenario()
+        verdicts = map(self._verdict, self.settings.policies)
+        settings = {
+            name: ", ".join(f"{slo['slo_s']:g} s (weight {slo['weight']:g})" for slo in value)
+            if name == "slos"
+            else "–"
+            if value is None
+            else str(value)
+            for name, value in self.to_json()["settings"].items()
+        }
+        write_report(
+            path,
+            [row.first.recording(_label(row), fastest_s=self.fastest_s) for row in shown],
+            title=title,
+            notes=[*notes, *verdicts, "Below: the first seed's run of each policy."],
+            settings=settings,
+        )
+
     def _of(self, policy: str) -> list[Row]:
         return [row for row in self.rows if row.policy == policy]
 
@@ -169,6 +190,10 @@ class Answer:
         return text
 
 
+def _label(row: Row) -> str:
+    return f"{row.policy}, {row.max_cores} at most"
+
+
 def _series(row: Row) -> Series:
     run = row.first
     columns = zip(*(getattr(run, name).tolist() for name in _OUTCOME_FIELDS), strict=True)
@@ -184,7 +209,7 @@ def _series(row: Row) -> Series:
     ]
     steps = run.in_force
     return Series(
-        policy=f"{row.policy}, {row.max_cores} at most",
+        policy=_label(row),
         outcomes=outcomes,
         allocation=Allocation(times_s=steps.times_s, cores=steps.cores, end_s=steps.end_s),
     )

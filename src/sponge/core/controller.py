@@ -163,9 +163,9 @@ class Controller:
         """Requests that wait."""
         return len(self._queue) + len(self._late)
 
-    def arrival_rate_rps(self) -> float:
-        """Return the estimated arrival rate at the last event [1/s]."""
-        return self._rate.rate_rps(self._now)
+    def arrival_rate_rps(self, now: float | None = None) -> float:
+        """Return the estimated arrival rate at *now*, by default the instant of the last event [1/s]."""
+        return self._rate.rate_rps(self._now if now is None else max(now, self._now))
 
     def drift_scale(self, group: int = 0) -> float:
         """Return the factor by which recent batches of *group* took longer than the model says."""

@@ -28,7 +28,7 @@ from sponge.core.values import Request
 from sponge.live.engine import Recorder
 from sponge.live.lane import Entry, Outputs, RequestFuture
 from sponge.live.life_cycle import look_after
-from sponge.live.observing import Observer, Observers
+from sponge.live.observed import Observed
 from sponge.live.scalers import CpuScaler, ThreadScaler
 from sponge.live.service import Service
 from sponge.live.session import ElasticSession, SessionOrModel
@@ -37,7 +37,7 @@ from sponge.live.statistics import Statistics
 _log = logging.getLogger("sponge")
 
 
-class Scheduler:
+class Scheduler(Observed):
     """Serves requests by their deadlines, on as few cores as that takes.
 
     Parameters
@@ -61,7 +61,7 @@ class Scheduler:
     recorder
         Called with every event, its instant and the actions that followed, one at a time. It must be quick.
     name
-        Prefix of the thread names.
+        Prefix of the thread names, and what tells this scheduler apart in metrics and reports.
 
     Raises
     ------
@@ -82,6 +82,7 @@ class Scheduler:
         recorder: Recorder | None = None,
         name: str = "sponge",
     ) -> None:
+        super().__init__(name)
         if slo_s is not None and not slo_s > 0:
             raise ValueError(f"slo_s must be positive, got {slo_s}")
         owned: list[Any] = []
@@ -100,7 +101,6 @@ class Scheduler:
         self.slo_s = slo_s
         self._clock = clock
         self._ids = itertools.count()
-        self._observers = Observers()
         self._groups: dict[Any, int] = {}
         self._service = Service(
             self.controller,
@@ -200,11 +200,9 @@ class Scheduler:
         """Return a snapshot of what has been done so far."""
         return self._service.statistics()
 
-    def observe(self, observer: Observer) -> Callable[[], None]:
-        """Tell *observer* of every request, batch and allocation from now on; return what ends it."""
-        self._observers.add(observer)
-        self._observers.tell(lambda one: one.resized(self._service.cores, self._clock()) if one is observer else None)
-        return lambda: self._observers.remove(observer)
+    def _until(self) -> float:
+        ended_at = self._service.ended_at
+        return self._clock() if ended_at is None else ended_at
 
     # -- life cycle ----------------------------------------------------------------------------------------------
 

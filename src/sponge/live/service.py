@@ -52,6 +52,8 @@ class Service:
         """Requests that wait, by id."""
         self.refusal: Callable[[int | None], SpongeError] | None = None
         """Why nothing is accepted any more; None while it is."""
+        self.ended_at: float | None = None
+        """When the last batch had been run and the service was closed [s]; None before."""
         self._controller = controller
         self._session = session
         self._scaler = scaler
@@ -107,7 +109,7 @@ class Service:
         lanes = self._lanes
         batches = sum(lane.batches for lane in lanes)
         rows = sum(lane.rows for lane in lanes)
-        now = self._clock()
+        now = self._clock() if self.ended_at is None else self.ended_at
         return Statistics(
             submitted=self.engine.arrived,
             met=sum(lane.met for lane in lanes),
@@ -150,7 +152,7 @@ class Service:
         for lane in self._lanes:
             lane.stop()
         self.engine.stop()
-        self._stopped = True
+        self._stopped, self.ended_at = True, self._clock()
         for owned in self._owned:
             owned.close()
         return True

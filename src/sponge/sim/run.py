@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+import os
 from typing import Any, TypeAlias
 
 import attrs
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from sponge.core.actions import Action
 from sponge.core.events import Event
+from sponge.measure import Allocation, Ending, Recording, write_report
 from sponge.workload import Workload
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
@@ -204,6 +206,35 @@ class Run:
             "horizon_s": self.horizon_s,
             "seed": self.seed,
         }
+
+    def recording(self, name: str = "simulated", *, fastest_s: float = math.nan) -> Recording:
+        """Return the run as what a report is drawn from; see `sponge.measure.Recording` for the parameters."""
+        # Never served is to its client as good as turned away at the end; the other codes are the same.
+        ending = np.where(self.outcome == Outcome.UNSERVED, Ending.CLOSED, self.outcome)
+        batches = self.batches
+        return Recording(
+            name=name,
+            arrived_at_s=self.arrived_at_s,
+            deadline_s=self.deadline_s,
+            started_at_s=self.started_at_s,
+            finished_at_s=self.finished_at_s,
+            ending=ending,
+            batch_rows=batches.rows,
+            batch_s=batches.finished_at_s - batches.started_at_s,
+            batch_expected_s=np.full(len(batches), math.nan),
+            allocation=Allocation(times_s=self.in_force.times_s, cores=self.in_force.cores, end_s=self.in_force.end_s),
+            fastest_s=fastest_s,
+        )
+
+    def report(self, path: str | os.PathLike[str], *, title: str = "A simulated run") -> None:
+        """Write the run as one HTML page with interactive plots, which needs nothing else.
+
+        Raises
+        ------
+        ImportError
+            If plotly is not installed (``pip install "sponge-serving[report]"``).
+        """
+        write_report(path, [self.recording()], title=title, settings={"seed": str(self.seed)})
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the log as JSON types; what there is not (``nan``) becomes None."""
