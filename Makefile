@@ -26,7 +26,7 @@ format: $(VENV)/.dev  ## put the code into shape
 	$(BIN)/ruff check --fix .
 
 benchmarks: $(VENV)/.dev  ## all benchmarks, one after the other; see benchmarks/README.md
-	for name in solver overhead resize simulator; do $(BIN)/python benchmarks/$$name.py $(ARGS) || exit 1; done
+	for name in solver decision overhead resize simulator; do $(BIN)/python benchmarks/$$name.py $(ARGS) || exit 1; done
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -383,9 +383,8 @@ def test_reserve_is_given_back_when_nobody_comes_any_more() -> None:
     for i in range(400):
         now = i * 0.01
         actions = controller.handle(Arrived(request(i, now + 0.6)), now=now)
-        for lane in range(4):
-            if controller._lanes[lane] is not None:
-                actions += controller.handle(BatchFinished(lane), now=now)
+        for entry in list(controller._lanes):
+            actions += controller.handle(BatchFinished(entry.batch.lane), now=now)
         actions += controller.handle(CpuApplied(4.0), now=now)
         for action in actions:
             cores = action.cores if isinstance(action, SetCpu) else cores
@@ -396,9 +395,8 @@ def test_reserve_is_given_back_when_nobody_comes_any_more() -> None:
         now = wakeup
         for action in controller.handle(Tick(), now=now):
             cores = action.cores if isinstance(action, SetCpu) else cores
-        for lane in range(4):
-            if controller._lanes[lane] is not None:
-                controller.handle(BatchFinished(lane), now=now)
+        for entry in list(controller._lanes):
+            controller.handle(BatchFinished(entry.batch.lane), now=now)
         assert now < 600.0
     assert cores == controller.settings.idle_cores
 
@@ -494,16 +492,20 @@ def test_slow_resize_is_asked_for_ahead_and_waited_for() -> None:
     controller.handle(CpuApplied(1.0), now=0.0)
     actions: list[Action] = []
     for i in range(8):
-        actions += controller.handle(Arrived(request(i, deadline=0.35)), now=0.0)
+        actions += controller.handle(Arrived(request(i, deadline=0.45)), now=0.0)
     assert len(started(actions)) == 1, "one core is in force"
-    assert SetCpu(3.0) in actions, "three lanes of 100 ms do eight requests in 350 ms"
-    assert len(started(controller.handle(CpuApplied(3.0), now=0.01))) == 2
+    look_at = controller.next_wakeup()
+    assert look_at is not None
+    assert look_at <= 0.05, "a burst is seen whole soon after its first request"
+    actions = controller.handle(Tick(), now=look_at)
+    assert SetCpu(3.0) in actions, "three lanes of 100 ms do seven requests in 400 ms"
+    assert len(started(controller.handle(CpuApplied(3.0), now=0.06))) == 2
     for lane in (0, 1, 2):
-        controller.handle(BatchFinished(lane), now=0.1)
+        controller.handle(BatchFinished(lane), now=0.16)
     for lane in (0, 1, 2):
-        controller.handle(BatchFinished(lane), now=0.2)
+        controller.handle(BatchFinished(lane), now=0.26)
     for lane in (0, 1):
-        actions = controller.handle(BatchFinished(lane), now=0.3)
+        actions = controller.handle(BatchFinished(lane), now=0.36)
     assert controller.idle
     assert actions == [], "kept in reserve"
     wakeup = controller.next_wakeup()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sponge.core.edf import EdfQueue
+from sponge.core.edf import EdfQueue, PlannedQueue
 from sponge.core.values import Request
 
 
@@ -31,10 +31,13 @@ def brute_take(waiting: list[Request], max_rows: int) -> list[Request]:
     return taken
 
 
-@given(requests, st.lists(st.integers(1, 8), max_size=40))
-def test_take_agrees_with_sorting(waiting: list[Request], sizes: list[int]) -> None:
+queues = st.sampled_from([EdfQueue, PlannedQueue])
+
+
+@given(queues, requests, st.lists(st.integers(1, 8), max_size=40))
+def test_take_agrees_with_sorting(kind: type[EdfQueue], waiting: list[Request], sizes: list[int]) -> None:
     """Earliest deadline first, ties by arrival, one group a batch, nothing overtaken for its size."""
-    queue = EdfQueue()
+    queue = kind()
     left = list(waiting)
     for each in waiting:
         queue.push(each)
@@ -52,10 +55,10 @@ def test_take_agrees_with_sorting(waiting: list[Request], sizes: list[int]) -> N
     assert len(queue) == queue.rows == 0
 
 
-@given(requests, st.sets(st.integers(0, 45)))
-def test_remove_takes_out_exactly_one(waiting: list[Request], gone: set[int]) -> None:
+@given(queues, requests, st.sets(st.integers(0, 45)))
+def test_remove_takes_out_exactly_one(kind: type[EdfQueue], waiting: list[Request], gone: set[int]) -> None:
     """A cancelled request leaves, an unknown one changes nothing."""
-    queue = EdfQueue()
+    queue = kind()
     for each in waiting:
         queue.push(each)
     for request_id in gone:
@@ -67,16 +70,30 @@ def test_remove_takes_out_exactly_one(waiting: list[Request], gone: set[int]) ->
 
 
 def test_deadlines_have_one_entry_per_row() -> None:
-    """The optimiser counts rows, and a request of three takes the room of three."""
-    queue = EdfQueue()
+    """The optimiser counts rows, and a request of three takes the room of three; nobody beyond is in a hurry."""
+    queue = PlannedQueue()
     queue.push(request(0, 2.0, rows=3))
     queue.push(request(1, 1.0))
-    assert queue.deadlines() == [1.0, 2.0, 2.0, 2.0]
+    assert queue.deadlines().tolist() == [1.0, 2.0, 2.0, 2.0, float("inf")]
 
 
-def test_pushing_twice_is_refused() -> None:
-    """Two outcomes for one request would follow."""
-    queue = EdfQueue()
+def test_rows_of_the_head_s_group() -> None:
+    """A batch can be no larger than those who may share it, whoever else is waiting."""
+    queue = PlannedQueue()
+    queue.push(request(0, 2.0, group=1))
+    queue.push(request(1, 1.0, rows=3))
+    queue.push(request(2, 3.0))
+    assert queue.head_group_rows == 4
+    queue.take(4)
+    assert queue.head_group_rows == 1
+
+
+@pytest.mark.parametrize("kind", [EdfQueue, PlannedQueue])
+def test_pushing_twice_is_refused(kind: type[EdfQueue]) -> None:
+    """Two outcomes for one request would follow, and the queue must not remember half of it."""
+    queue = kind()
     queue.push(request(7, 1.0))
     with pytest.raises(ValueError, match="request_id 7"):
         queue.push(request(7, 2.0))
+    queue.check()
+    assert len(queue) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import attrs
+import numpy as np
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -56,7 +57,13 @@ def problems(draw: st.DrawFn) -> tuple[Solver, Policy, State, list[float]]:
         typical_scale=draw(st.sampled_from([1.0, 1.3])),
         may_hold=False,
     )
-    return solver, Policy(solver, guard_s=0.002, hold=True), state, [now + budget for budget in draw(budgets)]
+    deadlines = [now + budget for budget in draw(budgets)]
+    state = attrs.evolve(state, group_rows=len(deadlines))
+    return solver, Policy(solver, guard_s=0.002, hold=True), state, deadlines
+
+
+def decide(policy: Policy, state: State, deadlines: list[float]) -> Dispatch | Wait:
+    return policy.decide(state, np.array([*deadlines, math.inf]))
 
 
 def adequate(solver: Solver, state: State, deadlines: list[float], cores: float, batch_size: int, slack: float) -> bool:
@@ -81,7 +88,7 @@ def adequate(solver: Solver, state: State, deadlines: list[float], cores: float,
 def test_chooses_the_cheapest_adequate_batch(problem: tuple[Solver, Policy, State, list[float]]) -> None:
     """What is started keeps the queue's deadlines if anything does, at the least core-seconds per request."""
     solver, policy, state, deadlines = problem
-    decision = policy.decide(state, deadlines)
+    decision = decide(policy, state, deadlines)
     options = [
         (cores, batch_size)
         for cores in solver.core_levels
@@ -117,7 +124,7 @@ def test_lone_request_is_decided_as_by_the_general_way(problem: tuple[Solver, Po
     if alone is None:
         return
     policy._company_rps = -1.0  # switches the short cut off
-    assert policy.decide(state, deadlines[:1]) == alone
+    assert decide(policy, attrs.evolve(state, group_rows=1), deadlines[:1]) == alone
 
 
 @given(problems())
@@ -126,7 +133,7 @@ def test_waiting_for_company_keeps_every_deadline_possible(problem: tuple[Solver
     """It ends early enough for the most urgent request, and after no more than a batch takes."""
     solver, policy, state, deadlines = problem
     state = attrs.evolve(state, may_hold=True)
-    decision = policy.decide(state, deadlines)
+    decision = decide(policy, state, deadlines)
     if isinstance(decision, Dispatch) or decision.until is None:
         return
     assert state.arrival_rate_rps > 0

@@ -12,17 +12,15 @@ Rules, and why they hold:
 
 from __future__ import annotations
 
-import attrs
-import numpy as np
-
 from sponge.core.actions import Action, Reject, SetCpu, StartBatch
 from sponge.core.arrivals import ArrivalRate
 from sponge.core.drift import DriftScale
-from sponge.core.edf import EdfQueue
+from sponge.core.edf import EdfQueue, PlannedQueue
 from sponge.core.events import Abort, Arrived, BatchFinished, Cancelled, CpuApplied, Drain, Event, Tick
+from sponge.core.lanes import Lanes, Running
 from sponge.core.policy import Dispatch, Policy, State, Wait, typical
-from sponge.core.reserve import PeakDemand
-from sponge.core.settings import RESERVE_DELAYS, Late, Settings
+from sponge.core.reserve import Reserve
+from sponge.core.settings import Late, Settings
 from sponge.core.solver import Solver
 from sponge.core.values import Batch, RejectReason, Request, intra_op_threads
 
@@ -31,21 +29,10 @@ _CEILING_MEMORY_S = 1.0
 """How long an allocation that fell short is taken for all there is [s]."""
 _OVERLOAD = 0.9
 """Share of the cheapest capacity from which requests are given up rather than saved on wider lanes."""
-_NEGLIGIBLE_REQUESTS = 0.1
-"""Requests to be expected within the window of the reserve below which none is kept."""
 _TYPICAL_WINDOW = 16
 """Batches over which the median is followed: it needs fewer than a tail to be known."""
 _MAX_GROUPS_FOLLOWED = 64
 """Groups (input shapes) whose drift is followed separately; beyond that the oldest is forgotten."""
-
-
-@attrs.define(slots=True)
-class _Running:
-    batch: Batch
-    started_at: float
-    tail_s: float
-    typical_s: float
-    """Predictions of the unscaled models, for the drift."""
 
 
 class Controller:
@@ -63,16 +50,16 @@ class Controller:
         self.solver = solver
         self.settings = settings or Settings()
         self._policy = Policy(solver, guard_s=self.settings.guard_s, hold=self.settings.hold)
-        self._queue = EdfQueue()
-        self._late = EdfQueue()
-        self._lanes: list[_Running | None] = [None] * solver.max_lanes
+        self._queue = PlannedQueue()
+        self._late = PlannedQueue()
+        self._lanes = Lanes(solver.max_lanes)
         self._rate = ArrivalRate(self.settings.rate_time_constant_s)
         self._typical = typical(solver.latency)
         self._drift: dict[int, tuple[DriftScale, DriftScale]] = {}
         self._cores_asked = -1.0
         self._shrink_at: float | None = None
         delay_s = self.settings.resize_delay_s
-        self._reserve = PeakDemand(RESERVE_DELAYS * delay_s) if delay_s > 0 else None
+        self._reserve = Reserve(solver, delay_s, self.settings.guard_s) if delay_s > 0 else None
         self._in_force = float("inf") if self._reserve is None else 0.0
         self._ceiling_cores = float("inf")
         self._ceiling_until = float("-inf")
@@ -128,10 +115,7 @@ class Controller:
         """Return when a `Tick` is due if nothing happens before [s], or None."""
         wakeup = float("inf") if self._shrink_at is None else self._shrink_at
         if self._reserve is not None:
-            wakeup = min(wakeup, self._reserve.changes_at(self._now))
-            if self._reserve.cores(self._now) > 0 and self.idle:
-                # No event will tell that nothing is needed any more.
-                wakeup = min(wakeup, self._now + self._reserve.window_s)
+            wakeup = min(wakeup, self._reserve.wakeup(self._now, idle=self.idle))
         if self._queue:
             wakeup = min(wakeup, self._lost_at(self._queue.head()))
             if self._hold_until is not None:
@@ -141,7 +125,7 @@ class Controller:
     @property
     def idle(self) -> bool:
         """Whether nothing is waiting and nothing runs."""
-        return not self._queue and not self._late and not any(self._lanes)
+        return not self._queue and not self._late and not self._lanes.busy
 
     @property
     def max_lanes(self) -> int:
@@ -185,10 +169,7 @@ class Controller:
             self._queue.push(request)
 
     def _finish(self, event: BatchFinished, now: float) -> None:
-        running = self._lanes[event.lane]
-        if running is None:
-            raise ValueError(f"lane {event.lane} finished a batch but was not running one")
-        self._lanes[event.lane] = None
+        running = self._lanes.finish(event.lane)
         if not (event.ok and self.settings.follow_drift):
             return
         service_s = now - running.started_at if event.service_s is None else event.service_s
@@ -215,8 +196,9 @@ class Controller:
 
     def _dispatch(self, now: float, actions: list[Action]) -> None:
         self._hold_until = None
-        if self._reserve is not None:
-            self._reserve.observe(now, self._demand_cores(now))
+        if self._reserve is not None and self._reserve.is_due(now):
+            scale = self.drift_scale(self._queue.head().group) if self._queue else 1.0
+            self._reserve.look(now, self._queue.deadlines(), scale, self._rate.rate_rps(now))
         started: list[StartBatch] = []
         while self._queue:
             self._shed(now, actions)
@@ -236,24 +218,12 @@ class Controller:
             state = self._state(now, self._late)
             if state is None:
                 break
-            started.append(self._start(self._late, self._policy.cheapest(state, self._late.rows), now))
+            started.append(self._start(self._late, self._policy.cheapest(state), now))
         if not self._queue:
             self._hold_ends = float("inf")
         # A lane takes longer to wake up than a quota to be written, so it is woken first.
         actions.extend(started)
         self._set_cores(now, actions)
-
-    def _demand_cores(self, now: float) -> float:
-        """Fewest cores that would do for what waits and for the arrival rate, if they were there."""
-        rate_rps = self._rate.rate_rps(now)
-        if not self._queue:
-            expected = rate_rps * self.settings.resize_delay_s * RESERVE_DELAYS
-            return self.solver.solve((), rate_rps).cores if expected > _NEGLIGIBLE_REQUESTS else 0.0
-        scale = self.drift_scale(self._queue.head().group)
-        budgets_s = (np.array(self._queue.deadlines()) - (now + self.settings.guard_s)) / scale
-        plan = self.solver.solve(budgets_s, rate_rps * scale)
-        # What could not even be saved at once cannot be saved by cores that come later.
-        return plan.cores if plan.feasible else self.solver.solve((), rate_rps * scale).cores
 
     def _shed(self, now: float, actions: list[Action]) -> None:
         """Take out the requests that no allocation could save any more."""
@@ -282,47 +252,42 @@ class Controller:
         fastest_s *= scale
         return request.deadline - fastest_s - self.settings.guard_s
 
-    def _state(self, now: float, queue: EdfQueue) -> State | None:
+    def _state(self, now: float, queue: PlannedQueue) -> State | None:
         """Return what the policy may use for the head of a queue; None if no lane or too few cores are free."""
-        if None not in self._lanes:
+        lanes = self._lanes
+        if lanes.free is None:
             return None
         ceiling = self._ceiling_cores if now < self._ceiling_until else float("inf")
         free_cores = min(self.solver.max_cores, ceiling)
         if self._reserve is not None:
             # No more than what was needed lately, or whatever is allocated would be used, and so be needed for ever.
             free_cores = min(free_cores, self._in_force, self._reserve.cores(now))
-        free_cores = max(free_cores, self._policy.smallest_cores)
-        backlog_core_s = 0.0
-        busy_lanes = 0
-        for running in self._lanes:
-            if running is not None:
-                batch = running.batch
-                busy_lanes += 1
-                free_cores -= batch.cores
-                backlog_core_s += batch.cores * max(0.0, running.started_at + batch.expected_s - now)
+        free_cores = max(free_cores, self._policy.smallest_cores) - lanes.cores
         if free_cores < self._policy.smallest_cores - _TOLERANCE_CORES:
             return None
-        scale, typical_scale = self._scales(queue.head().group)
+        head = queue.head()
+        scale, typical_scale = self._scales(head.group)
         return State(
             now,
             free_cores + _TOLERANCE_CORES,
-            busy_lanes,
-            backlog_core_s,
+            lanes.busy,
+            lanes.backlog_core_s(now),
             self._rate.rate_rps(now),
             scale,
             typical_scale,
             not self._draining and now < self._hold_ends,
-            queue.head().rows,
+            head.rows,
+            queue.head_group_rows,
         )
 
     def _start(self, queue: EdfQueue, decision: Dispatch, now: float) -> StartBatch:
         self._hold_ends = float("inf")
-        lane = self._lanes.index(None)
-        busy_lanes = self.max_lanes - self._lanes.count(None) + 1
+        lane = self._lanes.free
+        assert lane is not None  # there was one when it was decided
         requests = queue.take(decision.batch_size)
         rows = sum([request.rows for request in requests])
         group = requests[0].group
-        tail_s, typical_s = self._predicted_s(rows, decision.cores, busy_lanes)
+        tail_s, typical_s = self._predicted_s(rows, decision.cores, self._lanes.busy + 1)
         batch = Batch(
             batch_id=self._batches,
             request_ids=tuple([request.request_id for request in requests]),
@@ -334,7 +299,7 @@ class Controller:
             expected_s=typical_s * self._scales(group)[1],
         )
         self._batches += 1
-        self._lanes[lane] = _Running(batch, now, tail_s, typical_s)
+        self._lanes.start(Running(batch, now, tail_s, typical_s))
         return StartBatch(batch)
 
     def _predicted_s(self, rows: int, cores: float, lanes: int) -> tuple[float, float]:
@@ -352,11 +317,7 @@ class Controller:
 
     def _set_cores(self, now: float, actions: list[Action]) -> None:
         """Ask for what the running lanes need together: more at once, less when it has not been needed for a while."""
-        cores = 0.0
-        for running in self._lanes:
-            if running is not None:
-                cores += running.batch.cores
-        cores = cores or self.settings.idle_cores
+        cores = self._lanes.cores or self.settings.idle_cores
         if self._reserve is not None:
             cores = max(cores, self._reserve.cores(now))
         if cores < self._cores_asked - _TOLERANCE_CORES:
@@ -377,7 +338,8 @@ class Controller:
         """Assert the invariants."""
         self._queue.check()
         self._late.check()
-        running = [entry.batch for entry in self._lanes if entry is not None]
+        self._lanes.check()
+        running = [entry.batch for entry in self._lanes]
         cores = sum(batch.cores for batch in running)
         assert cores <= self.solver.max_cores + _TOLERANCE_CORES
         needed = cores or self.settings.idle_cores
@@ -386,8 +348,6 @@ class Controller:
         assert self._cores_asked >= needed - _TOLERANCE_CORES or self._cores_asked == -1.0
         assert (self._shrink_at is not None) == (self._cores_asked > needed + _TOLERANCE_CORES)
         assert self.queue_length <= self.settings.max_queue
-        for lane, entry in enumerate(self._lanes):
-            assert entry is None or entry.batch.lane == lane
         ids = [i for batch in running for i in batch.request_ids]
         assert len(ids) == len(set(ids))
         assert not any(i in self._queue or i in self._late for i in ids)

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from sponge.core.latency import Latency
 from sponge.core.solver import Solver
-from sponge.core.waves import Waves
+from sponge.core.waves import WaveSample
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
@@ -39,6 +39,9 @@ _HOLD_BELOW = 0.7
 time that a lane stands still is missing later."""
 _HOLD_RESERVE = 0.5
 """Share of the batch's own latency that is kept as slack while waiting for company."""
+_WIDER = 1.0625
+"""Ratio of neighbouring widths that are told apart: all whole numbers of cores up to 17. Beyond, one more core changes
+latency and cost by less than they are known, and the number of choices would grow with the machine."""
 
 
 @attrs.define(slots=True, eq=False)
@@ -58,6 +61,8 @@ class State:
     may_hold: bool
     head_rows: int = 1
     """Rows of the most urgent request, which is not divided."""
+    group_rows: int = 1
+    """Waiting rows that may share a batch with it, its own included."""
 
 
 @attrs.frozen(slots=True)
@@ -91,8 +96,9 @@ class Policy:
     def __init__(self, solver: Solver, *, guard_s: float, hold: bool) -> None:
         self._guard_s = guard_s
         self._hold = hold
-        levels = solver.core_levels or tuple(
-            np.unique(np.append(np.arange(solver.min_cores, solver.max_cores, 1.0), solver.max_cores)).tolist()
+        levels = _distinct(
+            solver.core_levels
+            or np.unique(np.append(np.arange(solver.min_cores, solver.max_cores, 1.0), solver.max_cores)).tolist()
         )
         self.smallest_cores = levels[0]
         cores = np.repeat(np.array(levels), solver.max_batch_size)
@@ -110,7 +116,7 @@ class Policy:
         self._lane_cores = (cores * lanes)[order]
         self._side_by_side = (batches * lanes)[order].astype(np.float64)
         products, self._product_of = np.unique((batches * lanes)[order], return_inverse=True)
-        self._waves = Waves(products.tolist())
+        self._waves = WaveSample(products.tolist())
         self._throughput = self._side_by_side / self._typical_s
         # A lone request: (tail, typical latency, cores, lanes), cheapest first, and the rate from which holding it for
         # company may pay.
@@ -136,31 +142,34 @@ class Policy:
         """Return the tail latency of a batch of *rows* on the narrowest lane among others [s]."""
         return self._narrow_tail_s[rows - 1]
 
-    def decide(self, state: State, deadlines: Sequence[float]) -> Dispatch | Wait:
+    def decide(self, state: State, deadlines: FloatArray) -> Dispatch | Wait:
         """Choose for one free lane.
+
+        Costs ``O(choices + products · log n)`` for ``n`` waiting rows.
 
         Parameters
         ----------
         state
             See `State`; at least the smallest allocation is free.
         deadlines
-            Of all waiting rows in order [s], at least one.
+            Of all waiting rows in order [s], at least one, and ``inf`` as the last entry, shape ``(n + 1,)``.
         """
         rate_rps = state.arrival_rate_rps
-        if len(deadlines) == 1 and rate_rps * state.scale < self._company_rps:
-            dispatch = self._decide_alone(state, float(deadlines[0]))
+        head = float(deadlines[0])
+        if len(deadlines) == 2 and rate_rps * state.scale < self._company_rps:
+            dispatch = self._decide_alone(state, head)
             if dispatch is not None:
                 return dispatch
-        budgets_s = np.asarray(deadlines) - (state.now + self._guard_s)
-        head_s = float(budgets_s[0])
+        served_from = state.now + self._guard_s
+        head_s = head - served_from
         tail_s = self._tail_s * state.scale
-        allowed_s = self._waves.tightest_s(budgets_s)[self._product_of]
+        allowed_s = self._waves.tightest_s(deadlines, served_from)[self._product_of]
         if state.backlog_core_s > 0:
             allowed_s -= state.backlog_core_s / self._lane_cores
         if rate_rps > 0:
             np.minimum(allowed_s, self._side_by_side / rate_rps, out=allowed_s)
         adequate = (self._typical_s * state.typical_scale <= allowed_s) & (tail_s <= head_s)
-        startable = (self._cores <= state.free_cores) & (self._batches <= len(deadlines))
+        startable = (self._cores <= state.free_cores) & (self._batches <= state.group_rows)
         if state.head_rows > 1:
             startable &= self._batches >= state.head_rows
             adequate &= self._batches >= state.head_rows
@@ -169,17 +178,17 @@ class Policy:
         if self._hold and state.may_hold and rate_rps > 0:
             cost = float(self._cost[choice]) if found else np.inf
             calm = self._typical_s * (state.typical_scale * rate_rps) <= _HOLD_BELOW * self._side_by_side
-            wait_s = self._worth_waiting_s(adequate & calm, tail_s, cost, len(deadlines), head_s, rate_rps)
+            wait_s = self._worth_waiting_s(adequate & calm, tail_s, cost, state.group_rows, head_s, rate_rps)
             if wait_s > 0:
                 return Wait(state.now + wait_s)
         if not found:
             return self._rescue(state, startable, tail_s, head_s)
         return Dispatch(float(self._cores[choice]), int(self._batches[choice]))
 
-    def cheapest(self, state: State, rows: int) -> Dispatch:
+    def cheapest(self, state: State) -> Dispatch:
         """Choose for requests whose deadlines are lost: least core-seconds per request among what can start."""
         batches = self._batches
-        startable = (self._cores <= state.free_cores) & (batches <= rows) & (batches >= state.head_rows)
+        startable = (self._cores <= state.free_cores) & (batches <= state.group_rows) & (batches >= state.head_rows)
         choice = int(startable.argmax())
         return Dispatch(float(self._cores[choice]), int(self._batches[choice]))
 
@@ -226,6 +235,17 @@ class Policy:
         worth = adequate & (company_s > 0) & (company_s <= longest_s) & (self._cost <= _WORTH_HOLDING * cost)
         cheapest = int(worth.argmax())
         return float(longest_s[cheapest]) if worth[cheapest] else 0.0
+
+
+def _distinct(levels: Sequence[float]) -> list[float]:
+    """Leave out the levels that hardly differ from their neighbour; the largest stays."""
+    kept = [levels[0]]
+    for level in levels[1:]:
+        if level >= kept[-1] * _WIDER - 1e-9:
+            kept.append(level)
+    if kept[-1] != levels[-1]:
+        kept.append(levels[-1])
+    return kept
 
 
 def typical(latency: Latency) -> Latency:

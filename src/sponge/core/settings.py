@@ -6,9 +6,6 @@ import enum
 
 import attrs
 
-RESERVE_DELAYS = 10.0
-"""Window over which the demand is looked back upon where resizing is slow, in delays."""
-
 
 class Late(enum.Enum):
     """What to do with a request that can no longer meet its deadline."""
@@ -35,8 +32,8 @@ class Settings:
     asking for them again costs, so that requests that follow closely do not pay for it each time."""
     resize_delay_s: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
     """How long it takes until a larger allocation is in force [s]: 0 for a quota, more where it takes a pod's resize or
-    a replica's start. Above 0, batches start only on cores that are in force, and the largest demand of the last
-    `RESERVE_DELAYS` delays is kept allocated, since what is asked for when it is needed comes too late."""
+    a replica's start. Above 0, batches start only on cores that are in force, and the largest demand of the last ten
+    delays is kept allocated, since what is asked for when it is needed comes too late."""
     rate_time_constant_s: float = attrs.field(default=2.0, validator=attrs.validators.gt(0))
     """How much of the past counts in the arrival rate [s]."""
     follow_drift: bool = True

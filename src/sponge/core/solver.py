@@ -154,8 +154,7 @@ class Solver:
         if not np.logical_and.reduce(budgets[:-1] <= budgets[1:]) or (len(budgets) and math.isnan(budgets[0])):
             raise ValueError(f"budgets_s must be ascending and without NaN, got {budgets_s!r}")
         _require(0 <= arrival_rate_rps < math.inf, "arrival_rate_rps", ">= 0 and finite", arrival_rate_rps)
-        allowed_s = self._allowed_s(budgets, arrival_rate_rps)
-        plan = self._fewest(allowed_s)
+        plan = self.fewest(self._choices.waves.tightest_s(budgets), arrival_rate_rps)
         return self._best_effort(budgets) if plan is None else plan
 
     def solve_program(self, budgets_s: Sequence[float] | npt.NDArray[Any], arrival_rate_rps: float = 0.0) -> Plan:
@@ -174,14 +173,27 @@ class Solver:
 
     # -- what the queue asks ---------------------------------------------------------------------------------
 
-    def _allowed_s(self, budgets: FloatArray, arrival_rate_rps: float) -> FloatArray:
-        """Latency allowed to a batch [s], one for each choice."""
+    @property
+    def products(self) -> IntArray:
+        """The different values of ``batch size · lanes``, ascending, shape ``(products,)``."""
+        return self._choices.products
+
+    def fewest(self, tightest_s: FloatArray, arrival_rate_rps: float = 0.0) -> Plan | None:
+        """Choose the cheapest plan for a queue of which only this is known; None if nothing is feasible.
+
+        Parameters
+        ----------
+        tightest_s
+            The latency that a wave of each product may take (`sponge.core.waves`) [s], shape ``(products,)``.
+        arrival_rate_rps
+            As for `solve`.
+        """
         choices = self._choices
-        allowed_s = choices.waves.tightest_s(budgets)
+        allowed_s = tightest_s
         if arrival_rate_rps > 0:
             with np.errstate(over="ignore"):
                 allowed_s = np.minimum(allowed_s, choices.products / arrival_rate_rps)
-        return allowed_s if choices.product_of is None else allowed_s[choices.product_of]
+        return self._fewest(allowed_s if choices.product_of is None else allowed_s[choices.product_of])
 
     # -- what is cheapest ------------------------------------------------------------------------------------
 
