@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """Arrows point one way. `live` and `sim` never meet but in the commands."""
 
-EXTRAS = ["starlette", "fastapi", "uvicorn", "grpc", "google.protobuf"]
+EXTRAS = ["starlette", "fastapi", "uvicorn", "grpc", "google.protobuf", "prometheus_client", "opentelemetry"]
 """What integrations need: each is a package of an extra, and loaded by the integration that was asked for alone."""
 
 IMPURE = {"time", "threading", "asyncio", "os", "random", "logging", "subprocess", "socket", "concurrent"}

@@ -6,6 +6,7 @@ import abc
 import math
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sponge.errors import CpuControlError
@@ -54,10 +55,11 @@ class Observed(abc.ABC):
 
     def observe(self, observer: Observer) -> Callable[[], None]:
         """Tell *observer* of every request, batch and allocation from now on; return what ends it."""
-        self._observers.add(observer)
+        observers = self._observers  # what is returned, and often kept by the observer, must not keep the scheduler
+        observers.add(observer)
         cores, now = self.statistics().cores, self.now()
-        self._observers.tell(lambda one: one.resized(cores, now) if one is observer else None)
-        return lambda: self._observers.remove(observer)
+        observers.tell(lambda one: one.resized(cores, now) if one is observer else None)
+        return partial(observers.remove, observer)
 
     # -- the report ----------------------------------------------------------------------------------------------
 
