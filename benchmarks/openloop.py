@@ -354,27 +354,33 @@ def resident_mb() -> float:
 
 _SPIN = """
 import sys, time
-busy_s, period_s, end = float(sys.argv[1]) * 0.01, 0.01, time.monotonic() + float(sys.argv[2])
+busy_s, start, end = float(sys.argv[1]) * 0.01, float(sys.argv[2]), float(sys.argv[3])
+time.sleep(max(0.0, start - time.monotonic()))
 while (now := time.monotonic()) < end:
     while time.monotonic() < now + busy_s:
         pass
-    time.sleep(max(0.0, now + period_s - time.monotonic()))
+    time.sleep(max(0.0, now + 0.01 - time.monotonic()))
 """
 
 
 class Neighbour:
-    """Another process that computes for a share of each 10 ms, until its time is up or it is ended.
+    """Another process that computes for a share of each 10 ms, between two instants or until it is ended.
 
     Parameters
     ----------
     cores
         Share of one core that it takes if it gets it, in (0, 1].
-    length_s
-        How long [s].
+    first, last
+        From when, and until when [s on the monotonic clock, which all processes of a machine share].
     """
 
-    def __init__(self, cores: float, length_s: float) -> None:
-        self._process = subprocess.Popen([sys.executable, "-S", "-c", _SPIN, str(cores), str(length_s)])
+    def __init__(self, cores: float, first: float, last: float) -> None:
+        self._process = subprocess.Popen([sys.executable, "-S", "-c", _SPIN, str(cores), str(first), str(last)])
+
+    @property
+    def ended(self) -> bool:
+        """Whether its time is up."""
+        return self._process.poll() is not None
 
     def end(self) -> None:
         """End it, if it has not ended, and wait for that."""
