@@ -7,15 +7,19 @@ draws new send times.
 
 * ``--trace FILE``: the bandwidth log of the paper (the Ghent 4G logs), or any other; without it, a generated network.
 * ``--published FILE``: the published series (column ``cores_sponge``), to hold the replayed algorithm against.
-* ``--noise``, ``--interference``: a service less ideal than the published model.
+* ``--noise``, ``--stragglers``, ``--interference``: a service less ideal than the published model, which the policies
+  are not told. Apart from that, sponge is run with lanes that slow each other down, as its profile would then say.
 
 Given for each policy, as mean and range over the seeds: requests that missed their own deadline [%], those beyond
 what every schedule misses at the least [%], seconds with at least one miss [%] (the published way of counting), mean
 cores in force, these over the published algorithm's, and over the least that any schedule with as few misses needs.
 
+`benchmarks/robustness.py` does the same around this setting.
+
 The last rows are the clairvoyant bound (docs/bound.md), with as few misses as it can tell. It holds for the service
 times of the model and for batches on a core or more; with ``--noise`` or ``--stragglers`` it is a yardstick, and a
-replica that shares a core while it waits for another is outside of it.
+replica that shares a core while it waits for another is outside of it. Where lanes slow each other down in the profile,
+the bound that sponge is held against is charged for that, too.
 """
 
 from __future__ import annotations
@@ -24,101 +28,40 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Callable
+import time
 from pathlib import Path
 from typing import Any
 
 import attrs
 import numpy as np
-
-from sponge.core.controller import Controller
-from sponge.core.latency import LatencyModel
-from sponge.core.protocol import ControllerProtocol
-from sponge.core.solver import Solver
-from sponge.optimize.clairvoyant import Bound, Relaxation, bound
-from sponge.sim.baselines import (
-    HorizontalController,
-    OnlineFitBatcher,
-    PublishedAllocation,
-    PublishedController,
-    QueueTimeoutBatcher,
-    RecommenderController,
-    StaticController,
+from contenders import (
+    MAX_BATCH_SIZE,
+    MAX_CORES,
+    ONE_LANE,
+    PUBLISHED,
+    SPONGE,
+    YOLOV5S,
+    Contender,
+    Setting,
+    clairvoyant,
+    contenders,
+    figures,
 )
+
+from sponge.optimize.clairvoyant import Bound, Relaxation
+from sponge.sim.baselines import PublishedAllocation
 from sponge.sim.kernel import simulate
 from sponge.sim.run import Run
 from sponge.sim.service import Service
 from sponge.workload import PROCESSES, BandwidthTrace, Workload, load_bandwidth, lte_like
 
-MODEL = LatencyModel(gamma_s=0.1404, epsilon_s=-0.0508, delta_s=0.0252, eta_s=0.0221)
-"""Least-squares fit of the published p99 profile of YOLOv5s."""
 RATE_RPS = 20.0
 SLO_S = 1.0
 PAYLOAD_BYTES = 296.48 * 1024
 DURATION_S = 600.0
-MAX_CORES = 16
-MAX_BATCH_SIZE = 8
 SAFETY = 0.9
-PUBLISHED = "published algorithm"
-
-
-@attrs.frozen
-class Contender:
-    """A policy, and what a resize takes where it runs."""
-
-    name: str
-    make: Callable[[], ControllerProtocol]
-    resize: dict[str, float] = attrs.field(factory=dict)
-
-
-def sponge_controller(lanes: int) -> Controller:
-    """Return the controller that serves, with its settings as they come."""
-    return Controller(Solver(MODEL, max_cores=MAX_CORES, max_batch_size=MAX_BATCH_SIZE, max_lanes=lanes))
-
-
-def contenders() -> list[Contender]:
-    """Return all policies. What a rival is given is said in its name; docs/baselines.md says where each comes from."""
-    pod, replica = {"resize_delay_s": 1.0}, {"resize_delay_s": 10.0, "shrink_delay_s": 0.0}
-
-    def published(wait_s: float) -> ControllerProtocol:
-        return PublishedController(MODEL, arrival_rate_rps=RATE_RPS, partial_wait_s=wait_s)
-
-    def static(cores: int, lanes: int, **more: Any) -> ControllerProtocol:
-        return StaticController(cores, lanes=lanes, latency=MODEL, **more)
-
-    one = {"max_batch_size": 1}
-    return [
-        Contender(PUBLISHED, lambda: published(1.0)),
-        Contender("published algorithm, partial batches wait 0.1 s", lambda: published(0.1)),
-        Contender("static 8 cores, FIFO, batch 1", lambda: static(8, 1, order="fifo", **one)),
-        Contender("static 16 cores, FIFO, batch 1", lambda: static(16, 1, order="fifo", **one)),
-        Contender(
-            "static 16 cores, EDF, adaptive batches",
-            lambda: static(16, 1, order="edf", max_batch_size=MAX_BATCH_SIZE, batching="adaptive"),
-        ),
-        Contender("static 4 lanes of 1 core, EDF", lambda: static(4, 4, order="edf", drop_late=True, **one)),
-        Contender("horizontal, from 1 replica, cold start 10 s", lambda: HorizontalController(MODEL), replica),
-        Contender(
-            "horizontal, from 4 replicas, rate x 1.5, cold start 10 s",
-            lambda: HorizontalController(MODEL, initial_replicas=4, rate_margin=1.5),
-            replica,
-        ),
-        Contender(
-            "vertical recommender, resize 1 s",
-            lambda: RecommenderController(8.0, latency=MODEL, half_life_s=300.0, max_batch_size=MAX_BATCH_SIZE),
-            pod,
-        ),
-        Contender(
-            "queue-timeout batcher, 16 cores, 10 ms",
-            lambda: QueueTimeoutBatcher(16, max_batch_size=MAX_BATCH_SIZE, window_s=0.01, latency=MODEL),
-        ),
-        Contender(
-            "batcher with online fit, 16 cores",
-            lambda: OnlineFitBatcher(16, max_batch_size=MAX_BATCH_SIZE, order="fifo", latency=MODEL),
-        ),
-        Contender("sponge, one lane", lambda: sponge_controller(1)),
-        Contender("sponge", lambda: sponge_controller(MAX_CORES)),
-    ]
+INTERFERENCE = (0.01, 0.03, 0.05, 0.10)
+"""Slowdown for each further busy lane, swept for sponge."""
 
 
 def workload(trace: BandwidthTrace, seed: int) -> Workload:
@@ -127,39 +70,27 @@ def workload(trace: BandwidthTrace, seed: int) -> Workload:
     return Workload.from_network(sends, trace, PAYLOAD_BYTES, SLO_S, shortcut=True)
 
 
-def clairvoyant(requests: Workload) -> Bound:
-    """Return what no scheduler can beat on these requests."""
-    return bound(
-        requests.arrived_at_s,
-        requests.deadline_s,
-        MODEL,
-        max_cores=MAX_CORES,
-        max_batch_size=MAX_BATCH_SIZE,
-        max_lanes=MAX_CORES,
-    )
-
-
 def measure(
-    contender: Contender, traces: list[Workload], bounds: list[Bound], service: dict[str, Any]
+    contender: Contender, traces: list[Workload], bounds: list[Bound], service: Service
 ) -> tuple[dict[str, Any], Run]:
     """Run one policy on every seed's requests; return the figures, and the first run for the picture."""
-    runs = [
-        simulate(requests, contender.make(), Service(MODEL, **service, **contender.resize), seed=seed)
-        for seed, requests in enumerate(traces)
-    ]
-    figures = {
-        "missed_pct": [100 * run.misses / len(run) for run in runs],
-        "avoidable_pct": [
-            100 * (run.misses - least.misses_at_least) / len(run) for run, least in zip(runs, bounds, strict=True)
-        ],
-        "seconds_missed_pct": [100 * float(run.summary()["seconds_with_a_miss"]) for run in runs],
-        "mean_cores": [run.mean_cores for run in runs],
-        "bound_mean_cores": [
-            least.many_lanes.core_seconds(max(run.misses, least.misses_at_least)) / run.horizon_s
-            for run, least in zip(runs, bounds, strict=True)
-        ],
-    }
-    return {"policy": contender.name, **figures}, runs[0]
+    service = attrs.evolve(service, **contender.resize)
+    runs = [simulate(requests, contender.make(), service, seed=seed) for seed, requests in enumerate(traces)]
+    each = [figures(run, least) for run, least in zip(runs, bounds, strict=True)]
+    return {"policy": contender.name, **{name: [row[name] for row in each] for name in each[0]}}, runs[0]
+
+
+def interference_rows(traces: list[Workload], service: Service) -> list[dict[str, Any]]:
+    """Run sponge where lanes slow each other down, as a profile that was measured with busy lanes would say."""
+    rows = []
+    for slowdown in INTERFERENCE:
+        setting = Setting(latency=attrs.evolve(YOLOV5S, interference=slowdown))
+        slowed = attrs.evolve(service, latency=setting.latency, interference=None)
+        contender = next(each for each in contenders(setting) if each.name == SPONGE)
+        least = [clairvoyant(requests, setting) for requests in traces]
+        name = f"{SPONGE}, each further lane {100 * slowdown:g} % slower"
+        rows.append({**measure(contender, traces, least, slowed)[0], "policy": name})
+    return rows
 
 
 def bound_row(name: str, traces: list[Workload], relaxations: list[Relaxation]) -> dict[str, Any]:
@@ -180,7 +111,7 @@ def published_series(trace: BandwidthTrace, path: Path | None) -> dict[str, Any]
     seconds = np.arange(DURATION_S)
     # The prototype works in whole milliseconds.
     network_s = np.floor(1000 * trace.upload_time_s(seconds, PAYLOAD_BYTES, shortcut=True)) / 1000
-    algorithm = PublishedAllocation(MODEL, max_cores=MAX_CORES, max_batch_size=MAX_BATCH_SIZE)
+    algorithm = PublishedAllocation(YOLOV5S, max_cores=MAX_CORES, max_batch_size=MAX_BATCH_SIZE)
     cores = list(algorithm.replay((SAFETY * SLO_S - network_s).tolist(), arrival_rate_rps=RATE_RPS))
     found: dict[str, Any] = {"replayed_mean_cores": float(np.mean(cores))}
     if path is not None:
@@ -252,33 +183,38 @@ def main() -> int:
 
     generated = options.trace is None
     trace = lte_like(DURATION_S, np.random.default_rng(0)) if generated else load_bandwidth(options.trace)
-    service = {
-        "noise_cv": options.noise,
-        "straggler_share": options.stragglers,
-        "interference": options.interference,
-    }
+    service = Service(
+        YOLOV5S,
+        noise_cv=options.noise,
+        straggler_share=options.stragglers,
+        interference=options.interference,
+    )
     requests = [workload(trace, seed) for seed in range(options.seeds)]
-    bounds = [clairvoyant(each) for each in requests]
+    began_s = time.perf_counter()
+    bounds = [clairvoyant(each, Setting()) for each in requests]
+    bound_s = (time.perf_counter() - began_s) / options.seeds
     rows: list[dict[str, Any]] = []
     runs: dict[str, Run] = {}
-    for contender in contenders():
+    for contender in contenders(Setting()):
         print(contender.name, file=sys.stderr, flush=True)
         row, run = measure(contender, requests, bounds, service)
         rows.append(row)
         runs[contender.name] = run
+    print("lane interference", file=sys.stderr, flush=True)
+    rows += interference_rows(requests, service)
     rows.append(bound_row("clairvoyant bound, one lane", requests, [each.one_lane for each in bounds]))
     rows.append(bound_row("clairvoyant bound, lanes", requests, [each.many_lanes for each in bounds]))
     series = published_series(trace, options.published)
+    series["seconds_to_bound_a_run"] = bound_s
     if options.out is not None:
-        shown = (PUBLISHED, "static 16 cores, EDF, adaptive batches", "sponge, one lane", "sponge")
+        shown = (PUBLISHED, "static 16 cores, EDF, adaptive batches", ONE_LANE, SPONGE)
         shown += ("horizontal, from 1 replica, cold start 10 s",)
         network = "a generated network" if generated else options.trace.name
         title = f"{RATE_RPS:g} requests/s in bursts over {network}, answer due {SLO_S:g} s after sending"
         draw(options.out, {name: runs[name] for name in shown}, title)
     if options.json:
-        json.dump(
-            {"seeds": options.seeds, "service": service, "series": series, "policies": rows}, sys.stdout, indent=1
-        )
+        given = {name: getattr(service, name) for name in ("noise_cv", "straggler_share", "interference")}
+        json.dump({"seeds": options.seeds, "service": given, "series": series, "policies": rows}, sys.stdout, indent=1)
         print()
     else:
         print_table(rows, series, options.seeds)
