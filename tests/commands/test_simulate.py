@@ -122,7 +122,9 @@ def test_rounding_never_claims_that_all_were_met() -> None:
     settings = SimulateSettings(latency=LatencyModel(0.0, 0.0, 0.0, 0.001), duration_s=2.0, seeds=1, max_cores=(1,))
     row = run_simulations(settings).rows[0]
     assert row.met == "100.00 %"
-    attributes = {name: getattr(row, name) for name in ("policy", "max_cores", "requests", "lost_at_arrival")}
+    attributes = {
+        name: getattr(row, name) for name in ("policy", "max_cores", "requests", "requests_per_s", "lost_at_arrival")
+    }
     nearly = type(row)(
         **attributes,
         missed=2,
@@ -163,11 +165,48 @@ def test_mixed_slos_noise_and_surges_are_taken(tmp_path: Path) -> None:
     assert [slo["weight"] for slo in mixed["settings"]["slos"]] == [1.0, 3.0]
     assert mixed["max_cores_needed"]["sponge"] > wide
     picture = tmp_path / "cores.png"
-    noisy = ["--noise", "0.1", "--interference", "0.03", "--resize-delay", "0.05", "--payload-cv", "0.5"]
+    noisy = [
+        "--noise",
+        "0.1",
+        "--stragglers",
+        "0.01",
+        "--interference",
+        "0.03",
+        "--resize-delay",
+        "0.05",
+        "--payload-cv",
+        "0.5",
+    ]
     result = simulate(*MODEL, *SHORT, *noisy, "--max-cores", "8", "--slo", "0.5", "--slo", "1:3", "--out", str(picture))
     assert result.exit_code == 0, result.stderr
     assert "answer due 0.5 s or 1 s (weights 1 : 3) after sending" in result.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_clients_that_wait_are_served_and_ask_for_more_the_faster_they_are() -> None:
+    """The rate follows from the service, and never exceeds what Little's law allows to answers on all cores."""
+    arguments = [*MODEL, *SHORT, "--clients", "20", "--think", "0.5", "--max-cores", "1,2,4", "--policy", "sponge"]
+    found = answer(*arguments, "--policy", "fifo")
+    assert (found["settings"]["clients"], found["settings"]["think_s"], found["settings"]["rate_rps"]) == (
+        20,
+        0.5,
+        None,
+    )
+    for policy in ("sponge", "fifo"):
+        rates = [row["requests_per_s"] for row in found["rows"] if row["policy"] == policy]
+        assert rates == sorted(rates)
+        assert rates[0] > 5
+        assert rates[-1] <= 20 / (0.5 + found["settings"]["lost_below_s"]) * 1.2  # think times are random
+    said = simulate(*arguments).stdout
+    assert "20 clients, each again 0.5 s after its answer" in said
+    assert "requests/s" in said
+
+
+def test_numbers_of_the_model_in_milliseconds_are_suspected() -> None:
+    """Then every request seems lost, for a reason that has nothing to do with cores."""
+    hint = "Are the numbers of --model in seconds?"
+    assert hint in simulate("--model", "140,-50,25,22", *SHORT).stdout
+    assert hint not in simulate(*MODEL, "--payload-kb", "1e6", *SHORT).stdout
 
 
 def test_same_command_gives_the_same_answer() -> None:
@@ -206,6 +245,12 @@ def test_typed_lists_are_read() -> None:
         ([*MODEL, "--slo", "soon"], "seconds:weight"),
         ([*MODEL, "--slo", "1:0"], "seconds:weight"),
         ([*MODEL, "--rate", "-1"], "rate"),
+        ([*MODEL, "--rate", "0"], "rate must be finite and above 0, got 0.0"),
+        ([*MODEL, "--clients", "3", "--rate", "2"], "give clients (3) or rate 2.0"),
+        ([*MODEL, "--clients", "3", "--arrivals", "bursts"], "give clients (3) or arrivals 'bursts'"),
+        ([*MODEL, "--think", "2"], "--clients"),
+        ([*MODEL, "--clients", "3", "--think", "-1"], "think must be finite and not negative, got -1.0"),
+        ([*MODEL, "--clients", "1", "--think", "1e6", "--duration", "1"], "no request"),
         ([*MODEL, "--rate", "0.001", "--duration", "1"], "no request"),
         ([*MODEL, "--duration", "nan"], "duration"),
         ([*MODEL, "--max-cores", "two"], "whole numbers"),

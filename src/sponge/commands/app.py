@@ -176,10 +176,21 @@ def simulate(
         Path | None,
         typer.Option(help="Bandwidth log: Ghent 4G, Mahimahi or CSV.  [default: a generated LTE-like one]"),
     ] = None,
-    rate: Annotated[float, typer.Option(help="Requests per second, on average.")] = 20.0,
+    rate: Annotated[float | None, typer.Option(help="Requests per second, on average.  [default: 20]")] = None,
     arrivals: Annotated[
-        str, typer.Option(help="When clients send: poisson, constant, bursts, markov or surges.")
-    ] = "poisson",
+        str | None,
+        typer.Option(help="When clients send: poisson, constant, bursts, markov or surges.  [default: poisson]"),
+    ] = None,
+    clients: Annotated[
+        int | None,
+        typer.Option(
+            help="Instead of a rate: so many clients, each of which waits for its answer, then thinks.", min=1
+        ),
+    ] = None,
+    think: Annotated[
+        float | None,
+        typer.Option(help="With --clients: mean time from an answer to the next request [s].  [default: 1]"),
+    ] = None,
     payload_kb: Annotated[
         float, typer.Option(help="Mean size of an upload [1000 bytes]; 0: no network.", min=0.0)
     ] = 300.0,
@@ -214,6 +225,9 @@ def simulate(
         ),
     ] = None,
     noise: Annotated[float, typer.Option(help="Standard deviation of service times over their mean.", min=0.0)] = 0.0,
+    stragglers: Annotated[
+        float, typer.Option(help="Share of batches that take three times as long.", min=0.0, max=1.0)
+    ] = 0.0,
     interference: Annotated[
         float | None,
         typer.Option(
@@ -232,7 +246,7 @@ def simulate(
 ) -> None:
     """Say how many cores a model needs for a network and an SLO."""
     from sponge.commands.simulate import run_simulations
-    from sponge.commands.simulate_input import SimulateSettings, parse_cores, parse_slos, read_latency
+    from sponge.commands.simulate_input import SimulateSettings, parse_cores, parse_slos, read_latency, read_load
 
     def show(name: str, cores: int) -> None:
         print(f"\r\033[Ksimulating {name} with {cores} cores ...", end="", file=sys.stderr, flush=True)
@@ -243,8 +257,7 @@ def simulate(
             latency=latency,
             profile=profile,
             trace=trace,
-            rate_rps=rate,
-            arrivals=arrivals,
+            **read_load(rate, arrivals, clients, think),
             payload_bytes=1000 * payload_kb,
             payload_cv=payload_cv,
             slos=parse_slos(slo or ["1"]),
@@ -254,6 +267,7 @@ def simulate(
             max_lanes=lanes,
             policies=tuple(dict.fromkeys(policy or ["sponge"])),
             noise_cv=noise,
+            straggler_share=stragglers,
             interference=interference,
             resize_delay_s=resize_delay,
             seeds=seeds,

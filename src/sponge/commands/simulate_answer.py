@@ -23,6 +23,7 @@ class Row:
     policy: str
     max_cores: int
     requests: int
+    requests_per_s: float
     lost_at_arrival: int
     missed: int
     """Of those that were not lost."""
@@ -71,7 +72,8 @@ class Answer:
         """Return scenario, table and answer in plain words."""
         lines = [*self._scenario(), "", *self._table(), "", *map(self._verdict, self.settings.policies)]
         if not all(map(self.enough, self.settings.policies)):
-            lines.append("What else helps: more time (--slo), smaller uploads (--payload-kb), fewer requests (--rate).")
+            fewer = "fewer requests (--rate)" if self.settings.clients is None else "fewer clients (--clients)"
+            lines.append(f"What else helps: more time (--slo), smaller uploads (--payload-kb), {fewer}.")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -81,8 +83,10 @@ class Answer:
         return {
             "settings": {
                 "network": self.network,
-                "rate_rps": used.rate_rps,
-                "arrivals": used.arrivals,
+                "rate_rps": used.rate_rps if used.clients is None else None,
+                "arrivals": used.arrivals if used.clients is None else None,
+                "clients": used.clients,
+                "think_s": None if used.clients is None else used.think_s,
                 "payload_bytes": used.payload_bytes,
                 "payload_cv": used.payload_cv,
                 "slos": [attrs.asdict(slo) for slo in used.slos],
@@ -91,6 +95,7 @@ class Answer:
                 "max_batch_size": used.batch_limit,
                 "max_lanes": used.max_lanes,
                 "noise_cv": used.noise_cv,
+                "straggler_share": used.straggler_share,
                 "interference": used.interference,
                 "resize_delay_s": used.resize_delay_s,
                 "target_pct": used.target_pct,
@@ -133,21 +138,28 @@ class Answer:
         return [row for row in self.rows if row.policy == policy]
 
     def _scenario(self) -> list[str]:
-        used, some = self.settings, self.rows[0]
+        used, some = self.settings, max(self.rows, key=lambda row: row.max_cores)
+        waiting = used.clients is not None
         slos = " or ".join(f"{slo.slo_s:g} s" for slo in used.slos)
         if len(used.slos) > 1:
             slos += f" (weights {' : '.join(f'{slo.weight:g}' for slo in used.slos)})"
         payload = f"{used.payload_bytes / 1000:g} kB each over {self.network}, " if used.payload_bytes else ""
+        who = f"{used.rate_rps:g} requests/s ({used.arrivals})"
+        if waiting:
+            count = f"{used.clients} {'client' if used.clients == 1 else 'clients'}"
+            who = f"{count}, each again {used.think_s:g} s after its answer"
+        number = "who waits longer asks for less" if waiting else f"{some.requests:,} requests"
         lines = [
-            f"{used.rate_rps:g} requests/s ({used.arrivals}), {payload}answer due {slos} after sending",
-            f"{used.seeds} {'run' if used.seeds == 1 else 'runs'} of {self.duration_s:g} s, "
-            f"{some.requests:,} requests, batches of {used.batch_limit} at most",
+            f"{who}, {payload}answer due {slos} after sending",
+            f"{used.seeds} {'run' if used.seeds == 1 else 'runs'} of {self.duration_s:g} s, {number}, "
+            f"batches of {used.batch_limit} at most",
         ]
         if some.lost_at_arrival:
+            them = f"{some.requests:,} requests" if waiting else "them"
             share = f"{100 * some.lost_at_arrival / some.requests:.3g} %"
             lines.append(
-                f"{some.lost_at_arrival:,} of them ({share}) arrive with less than {1000 * self.fastest_s:.0f} ms left,"
-                f" what one takes on {used.cores_limit} cores:\n"
+                f"{some.lost_at_arrival:,} of {them} ({share}) arrive with less than {1000 * self.fastest_s:.0f} ms "
+                f"left, what one takes on {used.cores_limit} cores:\n"
                 "they are lost whatever is done, and not counted as deadlines below"
             )
         if used.profile is not None and max(row.max_cores for row in self.rows) > max(used.profile.cores):
@@ -159,20 +171,25 @@ class Answer:
 
     def _table(self) -> Iterator[str]:
         width = max(len("policy"), *(len(row.policy) for row in self.rows))
-        yield f"{'policy':{width}}  max cores  deadlines met  mean cores  peak cores  p99 response"
+        waiting = self.settings.clients is not None
+        asked = "  requests/s" if waiting else ""
+        yield f"{'policy':{width}}  max cores  deadlines met  mean cores  peak cores  p99 response{asked}"
         for row in self.rows:
             p99_ms = 1000 * row.response_s_p99
             response = "-" if math.isnan(p99_ms) else f"{p99_ms:.0f} ms" if p99_ms >= 10 else f"{p99_ms:.2g} ms"
             yield (
                 f"{row.policy:{width}}  {row.max_cores:9d}  {row.met:>13}  {row.mean_cores:10.2f}  "
-                f"{row.peak_cores:10g}  {response:>12}"
+                f"{row.peak_cores:10g}  {response:>12}" + (f"  {row.requests_per_s:10.2f}" if waiting else "")
             )
 
     def _verdict(self, policy: str) -> str:
         target = f"{self.settings.target_pct:g} %"
         row, tried = self.enough(policy), self._of(policy)
         if not any(math.isfinite(row.met_pct) for row in tried):
-            return f"{policy}: every request is lost before it arrives; no number of cores helps."
+            unit = ""
+            if self.settings.profile is None and self.fastest_s > max(slo.slo_s for slo in self.settings.slos):
+                unit = " Are the numbers of --model in seconds?"
+            return f"{policy}: every request is lost before it arrives; no number of cores helps.{unit}"
         if row is None:
             best = max(tried, key=lambda row: row.met_pct)
             used = max(row.peak_cores for row in tried)

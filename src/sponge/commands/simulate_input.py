@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -12,6 +14,8 @@ from sponge.core.latency import LatencyModel
 from sponge.profile import Profile
 from sponge.workload import PROCESSES, SloClass
 
+RATE_RPS = 20.0
+THINK_S = 1.0
 MOST_CORES = 64
 """How far the search goes if no core counts are given."""
 CORES_LIMIT = 256
@@ -26,7 +30,11 @@ class SimulateSettings:
     latency: LatencyModel
     profile: Profile | None = None
     trace: Path | None = None
-    rate_rps: float = 20.0
+    rate_rps: float = RATE_RPS
+    """Without *clients*."""
+    clients: int | None = None
+    """So many, each of which waits for its answer, instead of a rate."""
+    think_s: float = THINK_S
     arrivals: str = "poisson"
     payload_bytes: float = 300e3
     payload_cv: float = 0.0
@@ -37,6 +45,7 @@ class SimulateSettings:
     max_lanes: int | None = None
     policies: tuple[str, ...] = ("sponge",)
     noise_cv: float = 0.0
+    straggler_share: float = 0.0
     interference: float | None = None
     resize_delay_s: float | None = None
     seeds: int = 3
@@ -45,6 +54,13 @@ class SimulateSettings:
     def __attrs_post_init__(self) -> None:
         if self.arrivals not in PROCESSES:
             raise ValueError(f"arrivals must be one of {', '.join(PROCESSES)}, got {self.arrivals!r}")
+        self._check_range("rate", self.rate_rps, above_zero=True)
+        self._check_range("think", self.think_s)
+        self._check_range("payload_kb", self.payload_bytes)
+        if self.duration_s is not None:
+            self._check_range("duration", self.duration_s, above_zero=True)
+        if self.seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {self.seeds!r}")
         for name in self.policies:
             if name not in POLICIES:
                 raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {name!r}")
@@ -53,6 +69,11 @@ class SimulateSettings:
                 raise ValueError(f"max_cores must be from 1 to {CORES_LIMIT}, got {cores!r}")
         if not 0 < self.target_pct <= 100:
             raise ValueError(f"target must be above 0 and at most 100 %, got {self.target_pct!r}")
+
+    @staticmethod
+    def _check_range(name: str, value: float, *, above_zero: bool = False) -> None:
+        if not 0 <= value < math.inf or (above_zero and value == 0):
+            raise ValueError(f"{name} must be finite and {'above 0' if above_zero else 'not negative'}, got {value!r}")
 
     @property
     def cores_limit(self) -> int:
@@ -103,6 +124,26 @@ def read_latency(profile: Path | None, model: str | None) -> tuple[LatencyModel,
             f"got {model!r}"
         ) from None
     return LatencyModel(gamma_s=gamma_s, epsilon_s=epsilon_s, delta_s=delta_s, eta_s=eta_s), None
+
+
+def read_load(rate: float | None, arrivals: str | None, clients: int | None, think: float | None) -> dict[str, Any]:
+    """Return who sends when, as fields of `SimulateSettings`: requests at a rate, or clients that wait.
+
+    Raises
+    ------
+    ValueError
+        If both are given; or a think time, and no clients who would think.
+    """
+    if clients is None:
+        if think is not None:
+            raise ValueError(
+                f"think is the time between an answer and the next request of --clients, got {think!r} alone"
+            )
+        return {"rate_rps": RATE_RPS if rate is None else rate, "arrivals": arrivals or "poisson"}
+    if rate is not None or arrivals is not None:
+        given = f"rate {rate!r}" if rate is not None else f"arrivals {arrivals!r}"
+        raise ValueError(f"clients that wait send as fast as they are answered: give clients ({clients}) or {given}")
+    return {"clients": clients, "think_s": THINK_S if think is None else think}
 
 
 def parse_slos(texts: Iterable[str]) -> tuple[SloClass, ...]:

@@ -23,6 +23,8 @@ MIN_MEAN_BYTES_PER_S = 1e-3
 MIN_DURATION_S = 1e-3
 MAX_TIME_S = 1e10
 """Bounds far outside of any network; inside them no sum or quotient here overflows."""
+LTE_BYTES_PER_S = 3.45e6
+"""Mean of `lte_like` if nothing else is asked for: 27.6 Mbit/s, as in the log that it resembles."""
 
 
 def _as_floats(values: Sequence[float] | npt.ArrayLike) -> FloatArray:
@@ -219,7 +221,7 @@ def lte_like(
     duration_s: float,
     rng: np.random.Generator,
     *,
-    mean_bytes_per_s: float = 3.45e6,
+    mean_bytes_per_s: float = LTE_BYTES_PER_S,
     sigma: float = 0.35,
     correlation: float = 0.86,
     noise_share: float = 0.08,

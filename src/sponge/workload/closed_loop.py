@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sponge.workload.bandwidth import BandwidthTrace, FloatArray
-from sponge.workload.traffic import Payload, SloClass, draw_slos, fixed
+from sponge.workload.traffic import Payload, SloClass, as_classes, draw_slos, fixed
 
 ThinkTime: TypeAlias = Callable[[int, np.random.Generator], FloatArray]
 """``(n, rng) -> think times [s]``, shape ``(n,)``, ≥ 0."""
@@ -110,7 +110,7 @@ class ClosedLoop:
     trace: BandwidthTrace
     think: ThinkTime = attrs.field(factory=lambda: exponential(1.0))
     payload: Payload = attrs.field(factory=lambda: fixed(0.0))
-    slos: tuple[SloClass, ...] = attrs.field(default=(SloClass(1.0),), converter=tuple)
+    slos: tuple[SloClass, ...] = attrs.field(default=(SloClass(1.0),), converter=as_classes)
     seed: int = 0
     offset_s: npt.ArrayLike = 0.0
     shortcut: bool = False

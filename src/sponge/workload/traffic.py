@@ -110,7 +110,8 @@ class SloClass:
     weight: float = attrs.field(default=1.0, converter=float, validator=_above_zero)
 
 
-def _as_classes(slos: Iterable[SloClass]) -> tuple[SloClass, ...]:
+def as_classes(slos: Iterable[SloClass]) -> tuple[SloClass, ...]:
+    """Return the classes as a tuple."""
     return tuple(slos)
 
 
@@ -141,7 +142,7 @@ class Traffic:
     duration_s: float = attrs.field(validator=_above_zero)
     arrivals: ArrivalProcess = poisson
     payload: Payload = attrs.field(factory=lambda: fixed(0.0))
-    slos: tuple[SloClass, ...] = attrs.field(default=(SloClass(1.0),), converter=_as_classes)
+    slos: tuple[SloClass, ...] = attrs.field(default=(SloClass(1.0),), converter=as_classes)
 
     def __attrs_post_init__(self) -> None:
         if not self.slos:
