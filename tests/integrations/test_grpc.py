@@ -22,6 +22,7 @@ from tests.integrations.grpc_servers import KINDS, grpc_serving
 from tests.integrations.servers import busy, until
 from tests.live import models
 
+FAST = LatencyModel(1e-5, 1e-5, 1e-5, 1e-4)
 ROW = np.arange(4, dtype=np.float32)[None]
 
 
@@ -59,9 +60,7 @@ class Doubler:
 @pytest.fixture(params=KINDS)
 def doubler(request: pytest.FixtureRequest) -> Iterator[Any]:
     with ExitStack() as stack:
-        yield lambda latency=LatencyModel(1e-5, 1e-5, 1e-5, 1e-4), **settings: Doubler(
-            stack, request.param, latency, **settings
-        )
+        yield lambda latency=FAST, **settings: Doubler(stack, request.param, latency, **settings)
 
 
 def test_the_tightest_deadline_counts(doubler: Any) -> None:

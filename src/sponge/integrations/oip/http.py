@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 import attrs
 
@@ -98,7 +97,8 @@ class _InferenceApp:
             await send_json(send, status, {"error": str(error)}, headers=headers)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        parts = [unquote(part) for part in scope["path"].strip("/").split("/")]
+        path = scope["path"].removeprefix(scope.get("root_path", ""))  # what a larger application mounted it at
+        parts = path.strip("/").split("/")
         post = scope["method"] == "POST"
         name, version, what = _model_path(parts)
         if what == "infer" and post:
