@@ -84,12 +84,16 @@ class CgroupUnavailable(SpongeError):
 
 
 class CpuControlError(SpongeError):
-    """The kernel refused a value that had been expected to work, or another value was found in force."""
+    """The kernel refused a value that had been expected to work, or another value was found in force.
 
-    def __init__(self, path: str, value: str, reason: str) -> None:
+    *left_cores* is what limits the threads now [cores], ``inf`` if nothing does, None if that is not known.
+    """
+
+    def __init__(self, path: str, value: str, reason: str, *, left_cores: float | None = None) -> None:
         self.path = path
         self.value = value
         self.reason = reason
+        self.left_cores = left_cores
         super().__init__(f"could not set {path} to {value!r}: {reason}")
 
 

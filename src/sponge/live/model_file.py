@@ -109,7 +109,7 @@ def external_locations(content: bytes | mmap.mmap) -> set[str]:
             if byte < 0x80:
                 break
         name = content[position : position + length].decode(errors="replace")
-        if 0 < length <= 4096 and "\0" not in name:
+        if name and length <= 4096 and "\0" not in name:
             names.add(name)
     return names
 

@@ -55,6 +55,8 @@ def check_cores(cores: float) -> None:
 def check_own_threads(thread_ids: Iterable[int]) -> None:
     """Raise ``ValueError`` if an id belongs to a thread of another process; one that has ended passes."""
     for thread_id in thread_ids:
+        if not (isinstance(thread_id, int) and thread_id > 0):  # the kernel takes 0 for the thread that asks
+            raise ValueError(f"thread_ids must be native ids of threads, whole numbers above 0, not {thread_id!r}")
         if not os.path.exists(f"/proc/self/task/{thread_id}") and os.path.exists(f"/proc/{thread_id}"):
             raise ValueError(f"thread_ids must be native ids of this process's threads, {thread_id!r} is not")
 

@@ -2,8 +2,8 @@
 
 Rules
 -----
-- Set-up may be slow; `QuotaGroup.write_quota` is on the serving path: one ``pwrite`` and one ``pread`` of the
-  same descriptor, each about a microsecond, so every value is read back.
+- Set-up may be slow; `QuotaGroup.write_quota` is on the serving path: a ``pwrite`` and ``pread``s of kept
+  descriptors, each about a microsecond, so every value is read back.
 - Every failure surfaces as `CpuControlError` (a value did not take) or `OSError` (set-up; the caller explains
   it). Nothing fails silently.
 - Creation and removal happen under a lock on the parent directory, since several processes may share the
@@ -25,6 +25,7 @@ import attrs
 
 from sponge.errors import CpuControlError
 from sponge.live.cgroup.hierarchy import OWN_NAME
+from sponge.live.cgroup.kept import KeptFile
 
 MIN_QUOTA_US = 1_000
 """The kernel refuses quotas (and periods) below one millisecond."""
@@ -43,14 +44,6 @@ class QuotaStatistics:
     """Time for which its run queues were stopped [s], summed over CPUs."""
 
 
-def pread(descriptor: int, path: str, size: int = 64) -> bytes:
-    """Read a cgroup file from its start; a failure names the file."""
-    try:
-        return os.pread(descriptor, size, 0)
-    except OSError as error:
-        raise CpuControlError(path, "?", f"reading it back failed: {error.strerror}") from error
-
-
 class QuotaGroup(abc.ABC):
     """A child group of ours with a CPU quota; subclasses know the files of one cgroup version."""
 
@@ -67,22 +60,29 @@ class QuotaGroup(abc.ABC):
         ------
         OSError
             If the kernel or the permissions do not allow it; nothing is left behind.
+        ValueError
+            If *name* is not of our form: it must not lead elsewhere.
         """
+        if not is_ours(name):
+            raise ValueError(f"name must be of the form sponge-<pid>-<start time>-<n>, not {name!r}")
         self.parent = parent
         self.name = name
         self.directory = os.path.join(parent, name)
         self.period_us = period_us
         self.quota_path = os.path.join(self.directory, self.quota_file)
         self.burst_us = 0
-        self._descriptors: list[int] = []
+        self.switches_back = False
+        """Whether something in the parent is to be undone when the last of us leaves."""
+        self._kept: list[KeptFile] = []
         self._written = b""
         with directory_lock(parent):
             try:
                 self._make()
                 self._set_period()
-                self._quota_descriptor = self._open(self.quota_path, os.O_RDWR)
+                self._quota = self._open(self.quota_path, os.O_RDWR)
+                self._open_more()
                 own = self._open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
-                fcntl.flock(own, fcntl.LOCK_SH)
+                fcntl.flock(own.descriptor, fcntl.LOCK_SH)
             except BaseException:
                 try:
                     self._discard()
@@ -100,6 +100,9 @@ class QuotaGroup(abc.ABC):
     @abc.abstractmethod
     def _set_period(self) -> None:
         """Write the enforcement period."""
+
+    def _open_more(self) -> None:  # noqa: B027 - version 2 has it all in one file
+        """Open what else is needed while serving."""
 
     def _restore_parent(self) -> None:  # noqa: B027 - version 1 has nothing to undo
         """Undo what `_make` changed in the parent; called under the parent's lock, with the group gone."""
@@ -133,22 +136,27 @@ class QuotaGroup(abc.ABC):
             If the kernel refuses the value, the group is gone, or another value is found in force afterwards.
         """
         line = self._line(quota_us)
-        try:
-            os.pwrite(self._quota_descriptor, line, 0)
-        except OSError as error:
-            raise CpuControlError(self.quota_path, line.decode(), str(error.strerror)) from error
+        self._write(line)
         self._written = line
         self.check()
 
+    def _write(self, line: bytes) -> None:
+        self._quota.write(line)
+
     def check(self) -> None:
         """Raise `CpuControlError` if another value than the last written one is in force."""
-        found = pread(self._quota_descriptor, self.quota_path).rstrip()
+        found = self._quota.read()
         if found != self._written:
-            raise CpuControlError(
-                self.quota_path,
-                self._written.decode(),
-                f"{found.decode()!r} is in force: something else wrote it",
-            )
+            raise self._foreign(self._quota, self._written, found)
+
+    def _foreign(self, file: KeptFile, wanted: bytes, found: bytes) -> CpuControlError:
+        """Return the error for a value that we did not write."""
+        reason = f"{found.decode(errors='replace')!r} is in force: something else wrote it"
+        return CpuControlError(file.path, wanted.decode(), reason, left_cores=self.cores())
+
+    @abc.abstractmethod
+    def cores(self) -> float:
+        """Return the quota in force [cores], read now; ``inf`` for none."""
 
     def ceiling_cores(self) -> float:
         """Return the smallest quota of the groups above [cores], read now; ``inf`` if none is limited."""
@@ -221,14 +229,14 @@ class QuotaGroup(abc.ABC):
                 time.sleep(0.001)
         self._restore_parent()
 
-    def _open(self, path: str, flags: int) -> int:
-        descriptor = os.open(path, flags)
-        self._descriptors.append(descriptor)
-        return descriptor
+    def _open(self, path: str, flags: int) -> KeptFile:
+        file = KeptFile(path, flags)
+        self._kept.append(file)
+        return file
 
     def _close(self) -> None:
-        while self._descriptors:
-            os.close(self._descriptors.pop())
+        while self._kept:
+            self._kept.pop().close()
 
 
 class Ceiling:
@@ -241,7 +249,7 @@ class Ceiling:
     def __init__(self, group: type[QuotaGroup], parent: str) -> None:
         """Find the groups from *parent* up to the top of what is mounted that can have a quota."""
         self._group = group
-        self._files: list[list[tuple[int, str]]] = []
+        self._files: list[list[KeptFile]] = []
         directory = parent
         while os.path.exists(os.path.join(directory, "cgroup.procs")):
             # The root of the tree has no quota, nor has a group for which the controller is off. One that we
@@ -250,25 +258,21 @@ class Ceiling:
                 self._files.append(self._open(directory))
             directory = os.path.dirname(directory)
 
-    def _open(self, directory: str) -> list[tuple[int, str]]:
-        opened = []
-        for name in self._group.limit_files:
-            path = os.path.join(directory, name)
-            opened.append((os.open(path, os.O_RDONLY), path))
-        return opened
+    def _open(self, directory: str) -> list[KeptFile]:
+        return [KeptFile(os.path.join(directory, name), os.O_RDONLY) for name in self._group.limit_files]
 
     def cores(self) -> float:
         """Return the smallest of the quotas [cores], read now; ``inf`` if none is set."""
         lowest = float("inf")
         for files in self._files:
-            lowest = min(lowest, self._group.limit_cores([pread(*file) for file in files]))
+            lowest = min(lowest, self._group.limit_cores([file.read() for file in files]))
         return lowest
 
     def close(self) -> None:
         """Close the files."""
         while self._files:
-            for descriptor, _ in self._files.pop():
-                os.close(descriptor)
+            for file in self._files.pop():
+                file.close()
 
 
 @contextlib.contextmanager

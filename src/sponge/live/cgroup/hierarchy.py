@@ -15,6 +15,7 @@ Linux, Documentation/admin-guide/cgroup-v1/cgroups.rst and cgroup-v2.rst; proc(5
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from typing import Literal
@@ -202,6 +203,24 @@ def locate() -> tuple[Location | None, str]:
             location, directory=os.path.dirname(location.directory), group=os.path.dirname(location.group)
         )
     return location, ""
+
+
+def version_at(directory: str) -> Literal[1, 2] | None:
+    """Return the version of the hierarchy of which *directory* is a group, None if of none that may have CPU control.
+
+    The file system says it, not the files that are found: those anybody could make in a directory of their own.
+    """
+    try:
+        device = os.stat(directory).st_dev
+        with open("/proc/self/mountinfo") as file:
+            mounts = parse_mounts(file.read())
+    except OSError:
+        return None
+    for mount in mounts:
+        with contextlib.suppress(OSError):
+            if (mount.version == 2 or "cpu" in mount.controllers) and os.stat(mount.mount_point).st_dev == device:
+                return mount.version
+    return None
 
 
 def group_of_thread(thread_id: int, location: Location) -> str | None:

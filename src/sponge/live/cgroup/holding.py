@@ -32,6 +32,8 @@ class Holding:
     origins: dict[int, str] = attrs.field(factory=dict)
     pid: int = attrs.field(factory=os.getpid)
     lock: threading.RLock = attrs.field(factory=threading.RLock)
+    lost: bool = False
+    """Whether the group is gone: removed by somebody else, or the way to it closed."""
 
 
 def try_thread(holding: Holding) -> None:
@@ -57,7 +59,7 @@ def bring_in(holding: Holding, thread_id: int) -> None:
         holding.group.add_thread(thread_id)
     except ProcessLookupError:
         return
-    holding.origins[thread_id] = origin or holding.home
+    holding.origins.setdefault(thread_id, origin or holding.home)
 
 
 def send_home(holding: Holding, thread_id: int) -> None:
@@ -71,6 +73,35 @@ def send_home(holding: Holding, thread_id: int) -> None:
         if error.errno not in (errno.ENOENT, errno.ENODEV) or origin == holding.home:
             raise
         holding.group.move_thread(thread_id, holding.home)
+
+
+def make_again(holding: Holding, name: str) -> None:
+    """Make a group of another name in the place of one that is gone, and bring the threads in that were in that one.
+
+    Raises
+    ------
+    OSError
+        If that is not allowed (any more); nothing is left behind.
+    """
+    old = holding.group
+    group = type(old)(old.parent, name, period_us=old.period_us)
+    group.switches_back |= old.switches_back
+    holding.group, holding.lost = group, False
+    try:
+        for thread_id in list(holding.origins):
+            bring_in(holding, thread_id)
+    except OSError:
+        holding.group, holding.lost = old, True
+        with contextlib.suppress(OSError):
+            for thread_id in group.thread_ids():
+                group.move_thread(thread_id, holding.home)
+            group.remove()
+        group.close_descriptors()
+        raise
+    # Version 2: with the controller switched off, only the files of the old one are gone.
+    with contextlib.suppress(OSError):
+        old.remove()
+    old.close_descriptors()
 
 
 def give_back(holding: Holding) -> None:

@@ -9,7 +9,9 @@ Rules
   removes its group.
 - A forked child owns nothing: it neither restores nor removes, and may not scale. Its parent does.
 - `CgroupScaler.scale` is on the serving path. It writes only when the quota changes, and reads back each
-  time.
+  time, the quotas above as well: to ask for the same share again is to check that it is still in force.
+- A fault is told once, and what can be put right is put right by the next call: a quota that something else
+  wrote is written again, a group that is gone is made anew and the threads are brought in.
 """
 
 from __future__ import annotations
@@ -18,15 +20,16 @@ import itertools
 import math
 import os
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 from sponge.errors import CgroupUnavailable, CpuControlError
 from sponge.live.cgroup import advice
 from sponge.live.cgroup.group import MAX_PERIOD_US, MIN_QUOTA_US, QuotaGroup, QuotaStatistics
-from sponge.live.cgroup.hierarchy import Location, locate, start_ticks
-from sponge.live.cgroup.holding import Holding, bring_in, give_back, send_home, try_thread
+from sponge.live.cgroup.hierarchy import Location, locate, start_ticks, version_at
+from sponge.live.cgroup.holding import Holding, bring_in, give_back, make_again, send_home, try_thread
+from sponge.live.cgroup.kept import failure, is_gone
 from sponge.live.cgroup.leftovers import remove_leftovers
 from sponge.live.scalers import CpuScaler, check_cores, check_own_threads, is_whole
 
@@ -88,14 +91,13 @@ class CgroupScaler(CpuScaler):
         self._period_us = period_us
         location, version, parent = _choose_parent(path)
         self._holding = _set_up(version, parent, location, period_us=period_us)
-        self._group = self._holding.group
+        self._burst = burst
         self._finalizer = weakref.finalize(self, give_back, self._holding)
-        self._asked = self._in_force = math.inf
+        self._in_force = math.inf
         self._quota_us: int | None = None
         try:
             try_thread(self._holding)
-            if burst:
-                self._group.set_burst(int(self._min_cores * period_us))
+            self._set_burst()
         except OSError as error:
             self.close()
             raise advice.refused(error, version, parent, location) from error
@@ -105,6 +107,14 @@ class CgroupScaler(CpuScaler):
         except BaseException:
             self.close()
             raise
+
+    @property
+    def _group(self) -> QuotaGroup:
+        return self._holding.group
+
+    def _set_burst(self) -> None:
+        if self._burst:
+            self._group.set_burst(int(self._min_cores * self._period_us))
 
     # --- what is in force ---
 
@@ -144,7 +154,7 @@ class CgroupScaler(CpuScaler):
             try:
                 return self._group.statistics()
             except OSError as error:
-                raise CpuControlError(f"{self._group.directory}/cpu.stat", "?", str(error.strerror)) from error
+                raise failure(f"{self._group.directory}/cpu.stat", "?", error) from error
 
     def throttled_s(self) -> float:
         """Return for how long the adopted threads were stopped [s], summed over CPUs.
@@ -172,36 +182,45 @@ class CgroupScaler(CpuScaler):
         Raises
         ------
         CpuControlError
-            If the kernel refuses, the group is gone, or something else than this scaler has written the quota
-            (told once; the next call writes it again). The last value that took then still counts in `cores`.
+            If the kernel refuses, the group is gone, or something else than this scaler has written the quota.
+            It is told once; the next call makes the group, or writes the quota, again. The last value that took
+            then still counts in `cores`.
         ValueError
             If *cores* is not a positive number.
         """
         with self._holding.lock:
-            if cores == self._asked:
-                self._require_open(self._group.quota_path, str(cores))
-                self._guarded(self._group.check)
-                return self._in_force
             check_cores(cores)
             self._require_open(self._group.quota_path, str(cores))
+            if self._holding.lost:
+                self._make_again(str(cores))
             share = max(cores, self._min_cores)
-            ceiling = self._group.ceiling_cores()
-            quota_us = self._quota_for(share, ceiling)
-            if quota_us == self._quota_us:
-                self._guarded(self._group.check)
-            else:
-                self._guarded(lambda: self._group.write_quota(quota_us))
-            self._quota_us, self._asked = quota_us, cores
+            try:
+                ceiling = self._group.ceiling_cores()
+                quota_us = self._quota_for(share, ceiling)
+                if quota_us == self._quota_us:
+                    self._group.check()
+                else:
+                    self._group.write_quota(quota_us)
+            except CpuControlError as error:
+                # What is in force is not what we last wrote: the next call must not take "unchanged" for granted.
+                self._quota_us = -1
+                self._holding.lost = is_gone(error.__cause__)
+                raise
+            self._quota_us = quota_us
             self._in_force = min(share, ceiling)
             return self._in_force
 
-    def _guarded(self, change: Callable[[], None]) -> None:
+    def _make_again(self, value: str) -> None:
+        """Make a new group in the place of one that is gone; raises `CpuControlError` as long as that fails."""
         try:
-            change()
-        except CpuControlError:
-            # What is in force is not what we last wrote: the next call must not take "unchanged" for granted.
-            self._asked, self._quota_us = math.nan, -1
-            raise
+            make_again(self._holding, _name())
+            self._set_burst()
+        except (OSError, CpuControlError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error.reason
+            path = self._group.quota_path
+            why = f"the group is gone and could not be made again: {reason}"
+            raise CpuControlError(path, value, why, left_cores=math.inf) from error
+        self._quota_us = -1
 
     def _quota_for(self, share: float, ceiling: float) -> int | None:
         """Return the quota [µs per period] for a share, below a ceiling [cores] that version 1 enforces."""
@@ -235,6 +254,8 @@ class CgroupScaler(CpuScaler):
         check_own_threads(wanted)
         with self._holding.lock:
             self._require_open(self._group.directory, "threads")
+            if self._holding.lost:
+                self._make_again("threads")
             try:
                 present = set(self._group.thread_ids())
                 for thread_id in present - wanted:
@@ -244,14 +265,20 @@ class CgroupScaler(CpuScaler):
                 for thread_id in self._holding.origins.keys() - wanted:  # have ended
                     del self._holding.origins[thread_id]
             except OSError as error:
-                path = os.fsdecode(error.filename or self._group.directory)
-                raise CpuControlError(path, "thread id", str(error.strerror)) from error
+                self._holding.lost = not os.path.exists(self._group.directory)
+                raise failure(os.fsdecode(error.filename or self._group.directory), "thread id", error) from error
 
     def thread_ids(self) -> list[int]:
-        """Return the native ids of the threads that are limited now, inherited ones included."""
+        """Return the native ids of the threads that are limited now, inherited ones included.
+
+        Raises as `statistics`.
+        """
         with self._holding.lock:
             self._require_open(self._group.directory, "threads")
-            return self._group.thread_ids()
+            try:
+                return self._group.thread_ids()
+            except OSError as error:
+                raise failure(f"{self._group.directory}/{self._group.threads_file}", "?", error) from error
 
     def _require_open(self, path: str, value: str) -> None:
         if not self._finalizer.alive:
@@ -301,9 +328,10 @@ def _choose_parent(path: str | os.PathLike[str] | None) -> tuple[Location | None
         if location is None:
             raise advice.unreachable(reason)
         return location, location.version, location.directory
-    parent = os.path.abspath(os.fspath(path))
-    version: Literal[1, 2] = 2 if os.path.exists(os.path.join(parent, "cgroup.controllers")) else 1
-    if version == 1 and not os.path.exists(os.path.join(parent, "cpu.cfs_quota_us")):
+    # Links are followed once, here: what is meant must itself lie in a mounted hierarchy of control groups.
+    parent = os.path.realpath(os.fsdecode(path))
+    version = version_at(parent)
+    if version is None or not os.path.exists(os.path.join(parent, "cgroup.procs")):
         raise CgroupUnavailable(
             f"{parent} is not a control group with a CPU controller",
             "Give the directory of one, below where /proc/self/mountinfo shows the hierarchy with cpu",
@@ -311,8 +339,12 @@ def _choose_parent(path: str | os.PathLike[str] | None) -> tuple[Location | None
     return (location if location is not None and location.version == version else None), version, parent
 
 
+def _name() -> str:
+    return f"sponge-{os.getpid()}-{start_ticks(os.getpid()) or 0}-{next(_numbers)}"
+
+
 def _set_up(version: Literal[1, 2], parent: str, location: Location | None, *, period_us: int) -> Holding:
-    name = f"sponge-{os.getpid()}-{start_ticks(os.getpid())}-{next(_numbers)}"
+    name = _name()
     group: QuotaGroup
     try:
         if version == 1:

@@ -7,6 +7,8 @@ callers stay below `QuotaGroup.ceiling_cores`.
 
 from __future__ import annotations
 
+import os
+
 from cgroupspy.controllers import CpuController
 from cgroupspy.nodes import Node
 
@@ -32,6 +34,31 @@ class V1Group(QuotaGroup):
         self._controller.cfs_quota_us = None
         self._controller.cfs_period_us = self.period_us
         self._written = self._line(None)
+
+    def _open_more(self) -> None:
+        self._period = self._open(os.path.join(self.directory, "cpu.cfs_period_us"), os.O_RDWR)
+        self._period_line = b"%d" % self.period_us
+        self._period_is_ours = True
+
+    def _write(self, line: bytes) -> None:
+        if not self._period_is_ours:
+            # Without a quota every period is allowed, whatever the groups above have.
+            self._quota.write(self._line(None))
+            self._period.write(self._period_line)
+            self._period_is_ours = True
+        super()._write(line)
+
+    def check(self) -> None:
+        """Raise `CpuControlError` if another quota, or another period, than ours is in force."""
+        super().check()
+        found = self._period.read()
+        if found != self._period_line:
+            self._period_is_ours = False
+            raise self._foreign(self._period, self._period_line, found)
+
+    def cores(self) -> float:
+        """Return the quota in force [cores], read now; ``inf`` for none."""
+        return self.limit_cores([self._quota.read(), self._period.read()])
 
     def _line(self, quota_us: int | None) -> bytes:
         return b"%d" % (-1 if quota_us is None else quota_us)

@@ -142,15 +142,13 @@ class V2Group(QuotaGroup):
     burst_file = "cpu.max.burst"
     limit_files = ("cpu.max",)
 
-    _switches_back = False
-
     def _make(self) -> None:
         parent = CpuControllerV2(self.parent)
         others = child_groups(self.parent)
         enabled = "cpu" in parent.subtree_control
         # Switched on by one of us who left (or was killed) without being the last: whoever is last turns it
         # back.
-        self._switches_back = not enabled or (bool(others) and all(is_ours(name) for name in others))
+        self.switches_back = not enabled or (bool(others) and all(is_ours(name) for name in others))
         os.mkdir(self.directory)
         self._controller = CpuControllerV2(self.directory)
         # First the type: made an ordinary group with the controller on, it could no longer take single
@@ -165,11 +163,15 @@ class V2Group(QuotaGroup):
 
     def _restore_parent(self) -> None:
         parent = CpuControllerV2(self.parent)
-        if self._switches_back and "cpu" in parent.subtree_control and not child_groups(self.parent):
+        if self.switches_back and "cpu" in parent.subtree_control and not child_groups(self.parent):
             parent.subtree_control = frozenset({"-cpu"})
 
     def _line(self, quota_us: int | None) -> bytes:
         return CpuMaxFile("").sanitize_set((quota_us, self.period_us)).encode()
+
+    def cores(self) -> float:
+        """Return the quota in force [cores], read now; ``inf`` for none."""
+        return self.limit_cores([self._quota.read()])
 
     @staticmethod
     def limit_cores(texts: list[bytes]) -> float:
