@@ -11,10 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sponge import CgroupScaler, CgroupUnavailable, CpuControlError
+from sponge.live.cgroup.v1 import V1Group
+from sponge.live.cgroup.v2 import V2Group
 from tests.live.cgroup_here import (
     HOME,
     PROBE,
@@ -26,6 +30,7 @@ from tests.live.cgroup_here import (
     needs_root,
     quota_in_force,
     read_if_there,
+    remove_group,
     run_python,
     threads_in,
     write_quota,
@@ -133,6 +138,29 @@ def test_quota_above_is_the_most_that_can_be_had_and_may_change() -> None:
         assert scaler.scale(0.25) == 0.25
         write_quota(parent, 10_000)
         assert scaler.scale(2) == 1.0
+        write_quota(parent, 20_000)
+        assert scaler.scale(2) == 2.0, "asked for again, it is looked at again"
+
+
+@pytest.mark.skipif(PROBE.cgroup_version != 2, reason="version 1 refuses a quota below that of a group inside")
+def test_quota_above_that_falls_below_ours_is_what_is_in_force() -> None:
+    """An in-place resize of the container while we serve."""
+    with group_above(20_000) as parent, CgroupScaler(path=parent) as scaler:
+        assert scaler.scale(2) == 2
+        write_quota(parent, 5_000)
+        assert scaler.scale(2) == 0.5
+        write_quota(parent, 20_000)
+        assert scaler.scale(2) == 2
+
+
+@pytest.mark.skipif(PROBE.cgroup_version != 1, reason="version 2 allows it")
+def test_version_1_refuses_a_quota_above_that_is_below_ours() -> None:
+    """What docs/cpu-control.md says of resizing a pod."""
+    with group_above(30_000) as parent, CgroupScaler(path=parent) as scaler:
+        assert scaler.scale(2) == 2
+        with pytest.raises(OSError, match="Invalid argument"):
+            write_quota(parent, 5_000)
+        assert scaler.scale(2) == 2
 
 
 # --- the threads ---
@@ -153,6 +181,14 @@ def test_thread_of_another_process_is_refused(scaler: CgroupScaler) -> None:
     """Root could limit anybody's thread by a mistaken id."""
     with pytest.raises(ValueError, match="thread_ids"):
         scaler.adopt([os.getppid()])
+
+
+@pytest.mark.parametrize("thread_id", [0, -1, "1", 1.5, None])
+def test_thread_id_that_is_none_is_refused(scaler: CgroupScaler, thread_id: Any) -> None:
+    """Written to the kernel's file, a 0 would move the thread that asks."""
+    with pytest.raises(ValueError, match="thread_ids"):
+        scaler.adopt([thread_id])
+    assert scaler.thread_ids() == []
 
 
 def test_thread_that_has_ended_is_passed_over(scaler: CgroupScaler) -> None:
@@ -335,17 +371,87 @@ input()
         assert not os.path.exists(f"{HOME}/{name}")
 
 
-def test_group_removed_under_us_is_reported_and_close_still_works() -> None:
-    """An administrator, or a container runtime that tidies up."""
+def test_group_removed_under_us_is_reported_once_and_made_again_with_its_threads(scaler: CgroupScaler) -> None:
+    """An administrator, or a container runtime that tidies up. Close then removes the new group as it would the old."""
+    with burners(1) as threads:
+        scaler.adopt(native_ids(threads))
+        scaler.scale(1)
+        removed = remove_group(scaler.directory)
+        with pytest.raises(CpuControlError) as caught:
+            scaler.scale(0.5)
+        assert caught.value.path.startswith(removed)
+        assert caught.value.left_cores == math.inf
+        assert scaler.cores == 1, "the last value that took"
+        for look in (scaler.statistics, scaler.thread_ids):
+            with pytest.raises(CpuControlError, match="No such"):
+                look()
+        assert scaler.scale(0.5) == 0.5
+        assert scaler.directory != removed
+        assert quota_in_force(scaler.directory) == 5_000
+        assert scaler.burst_us == (1_000 if PROBE.burst else 0)
+        assert threads_in(scaler.directory) == set(native_ids(threads)) == set(scaler.thread_ids())
+    assert not os.path.exists(removed)
+
+
+def test_close_of_a_scaler_whose_group_is_gone(scaler: CgroupScaler) -> None:
+    """Nothing is left to give back, and that is fine."""
+    remove_group(scaler.directory)
+
+
+def test_adopting_after_the_group_was_removed_is_reported_once_too(scaler: CgroupScaler) -> None:
+    """A lane that joins later finds it out first."""
+    remove_group(scaler.directory)
+    with burners(1) as threads:
+        with pytest.raises(CpuControlError, match="No such file"):
+            scaler.adopt(native_ids(threads))
+        scaler.adopt(native_ids(threads))
+        assert threads_in(scaler.directory) == set(native_ids(threads))
+
+
+def test_closed_descriptors_are_not_written_to_and_are_opened_anew(tmp_path: Path) -> None:
+    """Libraries that make a daemon close all descriptors: the number then stands for a file of the user's."""
+    before = groups_of(os.getpid())
     scaler = CgroupScaler()
-    os.rmdir(scaler.directory)
-    with pytest.raises(CpuControlError) as caught:
+    scaler.scale(1)
+    kept = [int(name) for name in os.listdir("/proc/self/fd") if _target(name).startswith(scaler.directory)]
+    assert kept
+    path = tmp_path / "database"
+    path.write_bytes(b"precious")
+    for descriptor in kept:
+        os.close(descriptor)
+    reused = [os.open(path, os.O_RDWR) for _ in kept]
+    assert set(reused) & set(kept)
+    with pytest.raises(CpuControlError, match="closed"):
         scaler.scale(0.5)
-    assert caught.value.path.startswith(scaler.directory)
-    assert scaler.cores == math.inf, "the last value that took"
-    with pytest.raises(CpuControlError):
-        scaler.adopt([threading.get_native_id()])
+    assert scaler.scale(0.5) == 0.5
+    assert quota_in_force(scaler.directory) == 5_000
     scaler.close()
+    for descriptor in reused:
+        os.close(descriptor)  # fails if it was closed as if it were ours
+    assert path.read_bytes() == b"precious"
+    assert groups_of(os.getpid()) == before
+
+
+def _target(descriptor: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    except FileNotFoundError:
+        return ""
+
+
+@pytest.mark.skipif(PROBE.cgroup_version != 1, reason="in version 2 the period stands beside the quota, see above")
+def test_period_changed_by_somebody_else_is_reported_once_and_then_repaired(scaler: CgroupScaler) -> None:
+    """The same quota in a period of ten times the length is a tenth of the share."""
+    scaler.scale(0.5)
+    with open(f"{scaler.directory}/cpu.cfs_period_us", "w") as file:
+        file.write("100000")
+    with pytest.raises(CpuControlError, match="something else wrote it") as caught:
+        scaler.scale(0.5)
+    assert caught.value.left_cores == 0.05
+    assert scaler.scale(0.5) == 0.5
+    with open(f"{scaler.directory}/cpu.cfs_period_us") as file:
+        assert file.read() == "10000\n"
+    assert quota_in_force(scaler.directory) == 5_000
 
 
 def test_group_that_cannot_be_removed_is_left_without_a_limit() -> None:
@@ -414,6 +520,35 @@ def test_path_that_is_not_a_group() -> None:
     """A mistaken path is explained, not a traceback from deep inside."""
     with pytest.raises(CgroupUnavailable, match="not a control group"):
         CgroupScaler(path="/tmp")
+
+
+@pytest.mark.parametrize("name", ["..", "sponge-1-2-3/..", "/tmp/x", "a\nb", "sponge-1-2-3\n", "", "sponge-1-2-x"])
+def test_name_of_a_group_leads_nowhere_else(name: str) -> None:
+    """What is made, written to and removed is one directory of our form, in the group asked for."""
+    kind = V1Group if PROBE.cgroup_version == 1 else V2Group
+    before = os.listdir(HOME)
+    with pytest.raises(ValueError, match="name must be"):
+        kind(HOME, name, period_us=10_000)
+    assert os.listdir(HOME) == before
+
+
+def test_directory_with_the_files_of_a_group_is_none(tmp_path: Path) -> None:
+    """Who can write to /tmp could else have threads listed, and quotas written, wherever links there lead."""
+    for name in ("cgroup.controllers", "cgroup.procs", "cgroup.threads", "cpu.cfs_quota_us", "tasks"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(CgroupUnavailable, match="not a control group"):
+        CgroupScaler(path=tmp_path)
+    assert sorted(os.listdir(tmp_path))[0] == "cgroup.controllers"
+
+
+def test_link_to_a_group_is_followed_once(tmp_path: Path) -> None:
+    """What it leads to later does not matter any more."""
+    (tmp_path / "link").symlink_to(HOME)
+    with CgroupScaler(path=tmp_path / "link") as scaler:
+        assert os.path.dirname(scaler.directory) == os.path.realpath(HOME)
+        (tmp_path / "link").unlink()
+        assert scaler.scale(1) == 1
+    assert not os.path.exists(scaler.directory)
 
 
 @needs_root

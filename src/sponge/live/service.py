@@ -19,10 +19,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from sponge.core.events import Abort, BatchFinished, Drain
+from sponge.core.events import Abort, BatchFinished, CpuApplied, Drain
 from sponge.core.protocol import ControllerProtocol
 from sponge.core.values import Batch, RejectReason
 from sponge.errors import DeadlineExceeded, QueueFull, SchedulerClosed, SchedulerForked, SpongeError
+from sponge.live.cpu_control import CpuControl
 from sponge.live.engine import Engine, Recorder, Settlement
 from sponge.live.lane import Entry, Lane, settle
 from sponge.live.observing import Observers
@@ -66,16 +67,12 @@ class Service:
         self._closed = threading.Lock()
         self._rejected: Counter[str] = Counter()
         self._cancelled = 0
-        self.cores = 0.0
-        """Allocation in force [cores]."""
-        self._cores_since = clock()
-        self._allocated_core_s = 0.0
-        self._resizes = self._cpu_control_errors = 0
+        self._cpu = CpuControl(scaler, self._thread_ids, resized=self._resized, now=clock())
         self._cpu_s_before = session.cpu_s()
         self.engine = Engine(
             controller,
             start=self._start,
-            scale=self._scale,
+            scale=self._cpu.scale,
             leave=self._leave,
             clock=clock,
             recorder=recorder,
@@ -83,7 +80,7 @@ class Service:
         )
         self._lanes = [self._make_lane(index, name) for index in range(controller.max_lanes)]
         try:
-            scaler.adopt([*(lane.thread_id for lane in self._lanes), *session.thread_ids()])
+            self._cpu.adopt()
         except BaseException:
             self.close(drain=False, timeout_s=None)
             raise
@@ -121,12 +118,13 @@ class Service:
             running=sum(lane.running for lane in lanes),
             batches=batches,
             mean_batch_size=rows / batches if batches else 0.0,
-            cores=self.cores,
-            allocated_core_s=self._allocated_core_s + self.cores * (now - self._cores_since),
-            resizes=self._resizes,
+            cores=self._cpu.cores,
+            allocated_core_s=self._cpu.allocated_core_s(now),
+            resizes=self._cpu.resizes,
             cpu_s=sum(lane.cpu_s() for lane in lanes) + self._session.cpu_s() - self._cpu_s_before,
             cpu_control=self._scaler.how,
-            cpu_control_errors=self._cpu_control_errors,
+            cpu_control_errors=self._cpu.errors,
+            cpu_control_fault=self._cpu.fault,
         )
 
     def close(self, drain: bool, timeout_s: float | None) -> bool:
@@ -174,6 +172,9 @@ class Service:
 
     def _start(self, batch: Batch) -> None:
         self._lanes[batch.lane].start(batch)
+        in_force = self._cpu.check(self._clock())
+        if in_force is not None:
+            self.engine.post(CpuApplied(in_force))  # handled next: this is called within the engine
 
     def _leave(self, request_id: int, reason: RejectReason | None, now: float) -> Settlement | None:
         """Take out a request that will not run. Whoever takes the entry, a lane or the engine, settles it."""
@@ -188,22 +189,9 @@ class Service:
         self._rejected[reason.value] += 1
         return partial(settle, entry.future, self._error(entry, reason, now))
 
-    def _scale(self, cores: float, now: float) -> float:
-        """Put an allocation in force; return what is in force then."""
-        try:
-            applied = self._scaler.scale(cores)
-        except Exception as error:  # CpuControlError, or whatever a scaler of the user's own raises
-            if not self._cpu_control_errors:
-                _log.warning("the allocation stays at %g cores: %s", self.cores, error)
-            self._cpu_control_errors += 1
-            return self.cores
-        if applied != self.cores:
-            self._allocated_core_s += self.cores * (now - self._cores_since)
-            self.cores, self._cores_since = applied, now
-            self._resizes += 1
-            if self._observers.watching:
-                self._observers.resized(applied, now)
-        return applied
+    def _resized(self, cores: float, now: float) -> None:
+        if self._observers.watching:
+            self._observers.resized(cores, now)
 
     def _error(self, entry: Entry, reason: RejectReason, now: float) -> SpongeError:
         if reason is RejectReason.DEADLINE:
@@ -211,6 +199,10 @@ class Service:
         if reason is RejectReason.QUEUE_FULL:
             return QueueFull(entry.request_id, self._controller.max_queue)
         return SchedulerClosed(entry.request_id)
+
+    def _thread_ids(self) -> list[int]:
+        """Native ids of the threads that run the model."""
+        return [*(lane.thread_id for lane in self._lanes), *self._session.thread_ids()]
 
     def _make_lane(self, index: int, name: str) -> Lane:
         return Lane(

@@ -40,7 +40,9 @@ class Statistics:
     cpu_control: str
     """By what the allocation is enforced."""
     cpu_control_errors: int
-    """Changes of the allocation that the kernel refused."""
+    """Attempts to put the allocation in force, or to find it in force, that failed."""
+    cpu_control_fault: str = ""
+    """Why the allocation asked for is not in force now, as far as known; empty if it is. *cores* is what is left."""
 
     @property
     def slo_attainment(self) -> float:

@@ -138,7 +138,7 @@ class QuotaGroup(abc.ABC):
         line = self._line(quota_us)
         self._write(line)
         self._written = line
-        self.check()
+        QuotaGroup.check(self)  # the rest of what a version checks is not written here
 
     def _write(self, line: bytes) -> None:
         self._quota.write(line)
@@ -150,7 +150,8 @@ class QuotaGroup(abc.ABC):
             raise self._foreign(self._quota, self._written, found)
 
     def _foreign(self, file: KeptFile, wanted: bytes, found: bytes) -> CpuControlError:
-        """Return the error for a value that we did not write."""
+        """Return the error for a value that we did not write; raises if it was read from something else."""
+        file.check()
         reason = f"{found.decode(errors='replace')!r} is in force: something else wrote it"
         return CpuControlError(file.path, wanted.decode(), reason, left_cores=self.cores())
 
@@ -265,7 +266,11 @@ class Ceiling:
         """Return the smallest of the quotas [cores], read now; ``inf`` if none is set."""
         lowest = float("inf")
         for files in self._files:
-            lowest = min(lowest, self._group.limit_cores([file.read() for file in files]))
+            texts = [file.read() for file in files]
+            try:
+                lowest = min(lowest, self._group.limit_cores(texts))
+            except ValueError as error:  # another file by now: the next write of ours finds that out
+                raise CpuControlError(files[0].path, "?", f"no quota is read there, but {texts!r}") from error
         return lowest
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """Files of control groups that are kept open: a quota is then written and read back in microseconds.
 
 A descriptor is a number, and something else in the process may close it (a library that turns the process into a
-daemon closes them all); the number may then stand for a file of the user's. So whose it is is looked at each time
-(half a microsecond), and nothing is ever written to, or closed, that is not ours.
+daemon closes them all); the number may then stand for a file of the user's. So before it is written to or closed it is
+looked at whose it is. A read does no harm: what it brings is compared with what was written.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ class KeptFile:
             If that fails.
         """
         try:
-            self._require()
             return os.pread(self.descriptor, _MOST_BYTES, 0).rstrip()
         except OSError as error:
             raise failure(self.path, "?", error, "reading it back failed: ") from error
@@ -57,6 +56,13 @@ class KeptFile:
             os.pwrite(self.descriptor, line, 0)
         except OSError as error:
             raise failure(self.path, line.decode(), error) from error
+
+    def check(self) -> None:
+        """Raise `CpuControlError` if the descriptor stands for something else by now."""
+        try:
+            self._require()
+        except OSError as error:
+            raise failure(self.path, "?", error) from error
 
     def close(self) -> None:
         """Close it, if it is still ours."""

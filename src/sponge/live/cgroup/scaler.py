@@ -8,8 +8,8 @@ Rules
   collected, and at interpreter exit. A process that is killed cannot; the next scaler in the same place
   removes its group.
 - A forked child owns nothing: it neither restores nor removes, and may not scale. Its parent does.
-- `CgroupScaler.scale` is on the serving path. It writes only when the quota changes, and reads back each
-  time, the quotas above as well: to ask for the same share again is to check that it is still in force.
+- `CgroupScaler.scale` is on the serving path. It writes only when the quota changes, and reads what is in force
+  before and after, the quotas above as well: to ask for the same share again is to check that it is still in force.
 - A fault is told once, and what can be put right is put right by the next call: a quota that something else
   wrote is written again, a group that is gone is made anew and the threads are brought in.
 """
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from sponge.live.cgroup.probe import Probe
 
 _numbers = itertools.count()
+_NOT_KNOWN = -1
 
 
 class CgroupScaler(CpuScaler):
@@ -195,15 +196,15 @@ class CgroupScaler(CpuScaler):
                 self._make_again(str(cores))
             share = max(cores, self._min_cores)
             try:
+                if self._quota_us != _NOT_KNOWN:
+                    self._group.check()  # also before a write, which would cover up what somebody else did
                 ceiling = self._group.ceiling_cores()
                 quota_us = self._quota_for(share, ceiling)
-                if quota_us == self._quota_us:
-                    self._group.check()
-                else:
+                if quota_us != self._quota_us:
                     self._group.write_quota(quota_us)
             except CpuControlError as error:
                 # What is in force is not what we last wrote: the next call must not take "unchanged" for granted.
-                self._quota_us = -1
+                self._quota_us = _NOT_KNOWN
                 self._holding.lost = is_gone(error.__cause__)
                 raise
             self._quota_us = quota_us
@@ -220,7 +221,7 @@ class CgroupScaler(CpuScaler):
             path = self._group.quota_path
             why = f"the group is gone and could not be made again: {reason}"
             raise CpuControlError(path, value, why, left_cores=math.inf) from error
-        self._quota_us = -1
+        self._quota_us = _NOT_KNOWN
 
     def _quota_for(self, share: float, ceiling: float) -> int | None:
         """Return the quota [µs per period] for a share, below a ceiling [cores] that version 1 enforces."""
