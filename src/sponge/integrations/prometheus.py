@@ -64,7 +64,7 @@ COUNTERS = {
     "sponge_allocated_core_seconds": "Integral of the allocation over time.",
     "sponge_cpu_seconds": "CPU time used by the lanes and the model's worker threads.",
     "sponge_throttled_seconds": "Time for which the kernel stopped the model's threads, summed over CPUs.",
-    "sponge_cpu_control_errors": "Changes of the allocation that the kernel refused.",
+    "sponge_cpu_control_errors": "Attempts to put the allocation in force, or to find it in force, that failed.",
 }
 """Name, without the ``_total`` that it is shown with, and help."""
 

@@ -11,7 +11,6 @@ the controller. Rules, and why they hold:
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections import Counter
@@ -30,8 +29,6 @@ from sponge.live.observing import Observers
 from sponge.live.scalers import CpuScaler
 from sponge.live.session import ElasticSession
 from sponge.live.statistics import Statistics
-
-_log = logging.getLogger("sponge")
 
 
 class Service:
