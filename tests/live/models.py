@@ -196,3 +196,47 @@ def loop() -> bytes:
     zero = numpy_helper.from_array(np.array(0, dtype=np.float32), "zero")
     inputs = [tensor("x", FLOAT, ["batch"]), tensor("rounds", INT64, ["batch"])]
     return build(nodes, inputs, [tensor("y", FLOAT, ["batch"])], [start, true, zero])
+
+
+def quotient() -> bytes:
+    """``y = a / b`` for integers of shape (batch): raises for the whole batch if one divisor is 0."""
+    inputs = [tensor("a", INT64, ["batch"]), tensor("b", INT64, ["batch"])]
+    return build([node("Div", ["a", "b"], ["y"])], inputs, [tensor("y", INT64, ["batch"])])
+
+
+def parsed() -> bytes:
+    """``y`` = the numbers that the strings x (batch) spell: raises for the whole batch if one spells none."""
+    return build(
+        [node("Cast", ["x"], ["y"], to=FLOAT)], [tensor("x", STRING, ["batch"])], [tensor("y", FLOAT, ["batch"])]
+    )
+
+
+def expanded() -> bytes:
+    """``y = x`` (batch), by way of as many zeros as the largest n (batch) says: raises if memory lacks."""
+    zero = numpy_helper.from_array(np.array([0], dtype=np.float32), "zero")
+    nodes = [
+        node("ReduceMax", ["n"], ["most"], keepdims=1),
+        node("Expand", ["zero", "most"], ["zeros"]),
+        node("ReduceMax", ["zeros"], ["nothing"], keepdims=0),
+        node("Add", ["x", "nothing"], ["y"]),
+    ]
+    inputs = [tensor("x", FLOAT, ["batch"]), tensor("n", INT64, ["batch"])]
+    return build(nodes, inputs, [tensor("y", FLOAT, ["batch"])], [zero])
+
+
+def reshaped() -> bytes:
+    """``y = x`` (batch), by way of one zero in the shape of the largest n (batch): raises unless that is 1."""
+    zero = numpy_helper.from_array(np.array([0], dtype=np.float32), "zero")
+    nodes = [
+        node("ReduceMax", ["n"], ["most"], keepdims=1),
+        node("Reshape", ["zero", "most"], ["zeros"]),
+        node("ReduceMax", ["zeros"], ["nothing"], keepdims=0),
+        node("Add", ["x", "nothing"], ["y"]),
+    ]
+    inputs = [tensor("x", FLOAT, ["batch"]), tensor("n", INT64, ["batch"])]
+    return build(nodes, inputs, [tensor("y", FLOAT, ["batch"])], [zero])
+
+
+def any_width() -> bytes:
+    """``y = x`` for x of shape (batch, width), both free."""
+    return with_output(tensor("y", FLOAT, ["batch", "features"]), node("Identity", ["x"], ["y"]))

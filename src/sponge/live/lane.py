@@ -171,7 +171,8 @@ class Lane:
         self.rows += rows
         self.running = len(entries)
         self.serving = entries
-        service_s = self._attempt(batch, entries, rows)
+        one_by_one = len(entries) > 1 and not self._session.separable
+        service_s = (self._one_by_one if one_by_one else self._attempt)(batch, entries, rows)
         self.running = 0
         self.serving = ()
         if self._runs is not None:
@@ -236,7 +237,9 @@ class Lane:
             outputs = self._session.run(inputs, threads=self._width(batch.threads))
             parts = [outputs] if len(entries) == 1 else part(outputs, [entry.rows for entry in entries])
         except BaseException as error:  # whatever a custom operator may raise: its requests fail, not the lane
-            failure = error
+            _log.debug("a run of %d requests failed", len(entries), exc_info=True)
+            # Its frames refer to these requests and their futures, and those to it: memory until the next collection.
+            failure = error.with_traceback(None)
         if parts is not None:
             service_s = time.perf_counter() - started_at
             finished_at = self._answer(entries, parts)
@@ -247,7 +250,7 @@ class Lane:
             ended = len(entries) == 1 and failure is not None
             self._note(entries, now - (time.perf_counter() - started_at), now, ended, failure)
         if failure is None:
-            _log.warning("an output of the model does not follow the batch axis: the requests are run one by one")
+            self._session.not_separable()
             smaller = [[entry] for entry in entries]
         elif len(entries) == 1:
             self._fail(entries[0], failure)
@@ -258,6 +261,15 @@ class Lane:
         for some in smaller:
             self._attempt(batch, some, sum(entry.rows for entry in some))
         return None
+
+    def _one_by_one(self, batch: Batch, entries: Sequence[Entry], rows: int) -> float | None:
+        """Run each request alone; return the service time of all, or None if the model raised.
+
+        The time counts as the batch's: that is how long such a batch takes, and the drift must come to know it.
+        """
+        started_at = time.perf_counter()
+        ran = [self._attempt(batch, [entry], entry.rows) is not None for entry in entries]
+        return time.perf_counter() - started_at if all(ran) else None
 
     def _width(self, threads: int) -> int:
         """The session's width for a number of threads; it need not have every one."""

@@ -33,8 +33,12 @@ from sponge.live.scalers import CpuScaler, ThreadScaler
 from sponge.live.service import Service
 from sponge.live.session import ElasticSession, SessionOrModel
 from sponge.live.statistics import Statistics
+from sponge.live.tensors import GroupKey, hold_inputs
 
 _log = logging.getLogger("sponge")
+
+MAX_GROUPS = 4096
+"""Sets of input shapes that are remembered; a client that sends ever new ones must not fill the memory."""
 
 
 class Scheduler(Observed):
@@ -56,6 +60,10 @@ class Scheduler(Observed):
         Of the default controller.
     slo_s
         Budget of a request that is submitted without one [s]; None: every request must bring its own.
+    copy_inputs
+        Copy each request's arrays when it is submitted, so that its client may use them again at once. Otherwise they
+        are read when the batch starts, and a client that writes into them before its future is done gets wrong
+        answers (its neighbours do not).
     clock
         Seconds, never decreasing; deadlines are instants on it.
     recorder
@@ -78,6 +86,7 @@ class Scheduler(Observed):
         controller: ControllerProtocol | None = None,
         settings: Settings | None = None,
         slo_s: float | None = None,
+        copy_inputs: bool = False,
         clock: Callable[[], float] = time.monotonic,
         recorder: Recorder | None = None,
         name: str = "sponge",
@@ -101,7 +110,9 @@ class Scheduler(Observed):
         self.slo_s = slo_s
         self._clock = clock
         self._ids = itertools.count()
-        self._groups: dict[Any, int] = {}
+        self._copy_inputs = copy_inputs
+        self._groups: dict[GroupKey, int] = {}
+        self._group_numbers = itertools.count()
         self._service = Service(
             self.controller,
             self.session,
@@ -131,7 +142,7 @@ class Scheduler(Observed):
         ----------
         inputs
             Input name to array, the batch along axis 0 (usually one row). The arrays are read when the batch starts:
-            they must not be changed before the future is done.
+            they must not be changed before the future is done, unless the scheduler was made with *copy_inputs*.
         budget_s
             Time left for this request [s]; ``inf`` for no deadline. By default the scheduler's *slo_s*.
         deadline
@@ -154,6 +165,8 @@ class Scheduler(Observed):
         """
         arrived_at = self._clock()
         deadline = self._deadline(arrived_at, budget_s, deadline)
+        if isinstance(inputs, Mapping):
+            inputs = hold_inputs(inputs, copy=self._copy_inputs)
         rows, shapes = self.session.check(inputs)
         if rows > self.controller.max_batch_size:
             raise ValueError(
@@ -164,7 +177,7 @@ class Scheduler(Observed):
             raise service.refusal(None)
         group = self._groups.get(shapes)
         if group is None:
-            group = self._groups.setdefault(shapes, len(self._groups))
+            group = self._new_group(shapes)
         request_id = next(self._ids)
         future = RequestFuture(lambda: service.engine.post(Cancelled(request_id)))
         request = Request(request_id=request_id, arrived_at=arrived_at, deadline=deadline, rows=rows, group=group)
@@ -245,6 +258,13 @@ class Scheduler(Observed):
         self.close(drain=kind is None)
 
     # -- parts ---------------------------------------------------------------------------------------------------
+
+    def _new_group(self, shapes: GroupKey) -> int:
+        """Number a set of shapes; sets that share a number would share batches."""
+        if len(self._groups) >= MAX_GROUPS:
+            # The same shapes may get another number then: they miss a common batch, nothing worse.
+            self._groups = {}
+        return self._groups.setdefault(shapes, next(self._group_numbers))
 
     def _deadline(self, now: float, budget_s: float | None, deadline: float | None) -> float:
         if deadline is None:

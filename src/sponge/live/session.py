@@ -14,12 +14,11 @@ Rules:
 
 from __future__ import annotations
 
-import ctypes
 import itertools
+import logging
 import os
 import queue
 import threading
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NoReturn, TypeAlias
@@ -27,9 +26,12 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 import onnxruntime as ort
 
+from sponge.live.batching import part
 from sponge.live.session_factory import SessionFactory
-from sponge.live.tensors import GroupKey, TensorSpec, find_batch_axis, make_check, make_examples
+from sponge.live.tensors import GroupKey, TensorSpec, check_strings, find_batch_axis, make_check, make_examples
 from sponge.live.workers import Workers
+
+_log = logging.getLogger("sponge")
 
 Array = np.ndarray[Any, Any]
 SessionOrModel: TypeAlias = ort.InferenceSession | str | os.PathLike[str] | bytes
@@ -83,6 +85,9 @@ class ElasticSession:
     """Whether requests can be joined along axis 0. If not, each is run alone and counts as one row."""
     fixed_batch_rows: int | None
     """Size of axis 0 where the model fixes it at one number for all inputs."""
+    separable: bool
+    """Whether the outputs of joined requests can be parted again, as far as is known: false once a run has shown that
+    an output does not have one row for each row of the inputs."""
     max_threads: int
     max_lanes: int
     widths: tuple[int, ...]
@@ -126,9 +131,11 @@ class ElasticSession:
         self.inputs, self.outputs = self._workers.build(self._factory.open)
         axis = find_batch_axis(self.inputs, self.outputs)
         self.dynamic_batch, self.fixed_batch_rows = axis.dynamic, axis.fixed_rows
+        self.separable = self.dynamic_batch
         self._factory.notes.extend(axis.notes)
         self._check = make_check(self.inputs, dynamic_batch=self.dynamic_batch)
         self._n_inputs = len(self.inputs)
+        self._text = tuple(spec.name for spec in self.inputs if spec.dtype.kind == "O")
         self._output_names = [spec.name for spec in self.outputs]
         self.reserve(self.max_lanes)
 
@@ -179,6 +186,8 @@ class ElasticSession:
         ------
         ValueError
             If *threads* is none of `widths`, or an input is missing.
+        TypeError
+            If an array of strings holds anything else.
         RuntimeError
             If the session is closed.
         Exception
@@ -189,6 +198,8 @@ class ElasticSession:
             inputs = dict(inputs)
         if len(inputs) != self._n_inputs:
             self._refuse_missing(inputs)
+        for name in self._text:
+            check_strings(name, inputs[name])
         if width == 1 and (run := self._run_single) is not None:
             outputs: list[Array] = run(self._output_names, inputs, None)
             return outputs
@@ -254,10 +265,23 @@ class ElasticSession:
                     if borrowed[-1] is None:
                         raise RuntimeError("the ElasticSession is closed")
                 for run, example in itertools.product(borrowed, examples):
-                    run(self._output_names, example, None)
+                    outputs = run(self._output_names, example, None)
+                    if self.separable and part(outputs, [len(next(iter(example.values())))]) is None:
+                        self.not_separable()
             finally:
                 for run in borrowed:
                     self._free[width].put(run)
+
+    def not_separable(self) -> None:
+        """Note that requests must be run one by one: a run has shown it. Said once."""
+        if self.separable:
+            self.separable = False
+            note = (
+                "an output of the model does not have one row for each row of the inputs: requests are run one by one; "
+                "max_batch_size=1 lets plans know"
+            )
+            self._factory.notes.append(note)
+            _log.warning("%s", note)
 
     def reserve(self, max_lanes: int) -> None:
         """Make sure that *max_lanes* batches can run at the same time, within `max_threads` in all.
@@ -343,22 +367,7 @@ def _bound_run(session: Any) -> Any:
     The Python wrapper checks the names and offers another provider when one fails; ONNX Runtime checks the names
     again below it, and a service must not change providers by itself. Going below saves a third of the call's cost.
     """
-    bare = getattr(session, "_sess", session)
-    _made.add(bare)
-    return bare.run
-
-
-_made: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def _keep_for_ever() -> None:
-    """In a forked child: never destroy the parent's sessions, for that joins threads that are not here, and crashes."""
-    for session in list(_made):
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_keep_for_ever)
+    return getattr(session, "_sess", session).run
 
 
 def _at_least_one(name: str, value: int) -> int:

@@ -141,6 +141,7 @@ def make_check(inputs: Sequence[TensorSpec], *, dynamic_batch: bool) -> Check:
     known: dict[Any, tuple[int, GroupKey]] = {}
     items = tuple((spec.name, spec.dtype) for spec in inputs)
     n_inputs = len(items)
+    text = [spec for spec in inputs if spec.dtype.kind == "O"]
     ndarray = np.ndarray
 
     def explain(request: Any) -> tuple[int, GroupKey]:
@@ -176,10 +177,45 @@ def make_check(inputs: Sequence[TensorSpec], *, dynamic_batch: bool) -> Check:
             known[tuple([request[input_name].shape for input_name, _ in items])] = answer
         return answer
 
-    if n_inputs != 1:
-        return check_many
-    name, dtype = items[0]
-    return check_one
+    def check_text(request: Mapping[str, np.ndarray[Any, Any]]) -> tuple[int, GroupKey]:
+        answer = (check_many if n_inputs != 1 else check_one)(request)
+        for spec in text:
+            check_strings(spec.name, request[spec.name])
+        return answer
+
+    name, dtype = items[0] if items else ("", np.dtype(object))
+    if text:
+        return check_text
+    return check_many if n_inputs != 1 else check_one
+
+
+def hold_inputs(inputs: Mapping[str, Any], *, copy: bool) -> dict[str, Any]:
+    """Return a request's arrays such that nothing its client does later can make them unfit for the batch.
+
+    The mapping is read once, and each array is seen through a plain view of its own: what replaces it in the mapping,
+    or changes the shape or dtype of the client's array object, is not seen. Numbers that are written into the array
+    still are, unless *copy*. Arrays of strings are copied in any case: ONNX Runtime crashes on objects that cannot be
+    converted, and one could be put in after the check. What is no array is left as it is, to be refused.
+    """
+    held: dict[str, Any] = {}
+    for name, value in inputs.items():
+        if isinstance(value, np.ndarray):
+            if copy or value.dtype.kind == "O":
+                value = np.array(value, copy=True, order="C", subok=False)
+            else:
+                value = _view(value, np.ndarray)
+        held[name] = value
+    return held
+
+
+_view = np.ndarray.view  # a subclass may have another one
+
+
+def check_strings(name: str, array: np.ndarray[Any, Any]) -> None:
+    """Raise TypeError unless an object array holds strings only: ONNX Runtime would convert anything, or crash."""
+    for value in array.flat:
+        if type(value) is not str and type(value) is not np.str_:
+            raise TypeError(f"input {name!r} must hold str only, got {type(value).__name__}")
 
 
 def _check_fully(inputs: Sequence[TensorSpec], request: Any, *, dynamic_batch: bool) -> tuple[int, GroupKey]:

@@ -45,6 +45,7 @@ def wrap(
     cpu_control: Literal["auto", "quota", "affinity", "threads"] = "auto",
     percentile: float = 99,
     settings: Settings | None = None,
+    copy_inputs: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
     profile_budget_s: float = 25.0,
     progress: Progress | bool | None = None,
@@ -79,6 +80,8 @@ def wrap(
         Of the latency that plans are made with [%].
     settings
         Of the controller.
+    copy_inputs
+        Copy each request's arrays when it is submitted, see `sponge.Scheduler`.
     cache_dir
         Where the profile and the optimised model are kept: by default ``$SPONGE_CACHE_DIR``,
         ``$XDG_CACHE_HOME/sponge`` or ``~/.cache/sponge``. Several processes may use it at once: one profiles, the
@@ -141,7 +144,7 @@ def wrap(
         )
         session.reserve(max_lanes)
         session.warm_up(_warm_sizes(solver.max_batch_size), shapes=shapes or profile.input_shapes)
-        scheduler = Scheduler(session, solver, scaler, settings=settings, slo_s=slo_s)
+        scheduler = Scheduler(session, solver, scaler, settings=settings, slo_s=slo_s, copy_inputs=copy_inputs)
         scheduler.own(*reversed(owned))
         stack.pop_all()
         return scheduler
