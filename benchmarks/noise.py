@@ -272,10 +272,10 @@ def draw(path: str, results: dict[str, Any], duration_s: float) -> None:
             if "neighbour" in name:
                 axes.axvspan(duration_s / 3, 2 * duration_s / 3, color="0.92", zorder=0)
             axes.set_title(f"{name}, {how}", fontsize="small")
-            axes.set_ylim(bottom=0)
             axes.grid(alpha=0.25)
             axes.legend(fontsize="small")
         row[0].set_ylabel("missed [%]")
+        row[0].set_ylim(bottom=0)
     for axes in rows[-1]:
         axes.set_xlabel("scheduled arrival [s]")
     figure.savefig(path, dpi=130)
