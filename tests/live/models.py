@@ -240,3 +240,19 @@ def reshaped() -> bytes:
 def any_width() -> bytes:
     """``y = x`` for x of shape (batch, width), both free."""
     return with_output(tensor("y", FLOAT, ["batch", "features"]), node("Identity", ["x"], ["y"]))
+
+
+def detector(size: int = 32) -> bytes:
+    """``boxes`` (batch, 2, 4) and ``scores`` (batch, 2) of ``images`` (batch, 3, size, size)."""
+    weights = np.random.default_rng(0).standard_normal((8, 3, 3, 3)).astype(np.float32)
+    return build(
+        [
+            node("Conv", ["images", "kernel"], ["features"]),
+            node("GlobalAveragePool", ["features"], ["pooled"]),
+            node("Reshape", ["pooled", "shape"], ["boxes"]),
+            node("ReduceMax", ["boxes"], ["scores"], axes=[2], keepdims=0),
+        ],
+        [tensor("images", FLOAT, ["batch", 3, size, size])],
+        [tensor("boxes", FLOAT, ["batch", 2, 4]), tensor("scores", FLOAT, ["batch", 2])],
+        [numpy_helper.from_array(weights, "kernel"), numpy_helper.from_array(np.array([0, 2, 4]), "shape")],
+    )
