@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test lint format stress benchmarks clean
+.PHONY: demo test lint format docs stress benchmarks clean
 
 demo: $(VENV)/.demo  ## serve a real model by deadline on this machine; ARGS="--trace FILE" replays a real log
 	$(BIN)/sponge demo $(ARGS)
@@ -24,6 +24,9 @@ lint: $(VENV)/.dev  ## what CI checks besides the tests
 format: $(VENV)/.dev  ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.dev  ## the documentation, in build/docs; a warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 
 benchmarks: $(VENV)/.dev  ## all benchmarks, one after the other; see benchmarks/README.md
 	for name in solver decision overhead resize simulator; do $(BIN)/python benchmarks/$$name.py $(ARGS) || exit 1; done
