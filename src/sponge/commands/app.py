@@ -286,3 +286,20 @@ def simulate(
         if report is not None:
             answer.report(report)
             print(f"report: {report.absolute()}", file=sys.stderr if as_json else sys.stdout)
+
+
+@app.command()
+def top(
+    which: Annotated[
+        str | None,
+        typer.Argument(metavar="[PID|SOCKET]", help="Of the scheduler.  [default: the only one there is]"),
+    ] = None,
+    interval: Annotated[float, typer.Option(help="Between refreshes [s].", min=0.05)] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Show one interval, and exit.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each interval.")] = False,
+) -> None:
+    """Watch a running scheduler of another process, which must run with SPONGE_STATUS=1."""
+    from sponge.commands.top import run
+
+    with _told_errors():
+        run(which, interval_s=interval, once=once, as_json=as_json)

@@ -51,7 +51,7 @@ def open_cache(cache_dir: str | os.PathLike[str] | None = None) -> CacheDirector
     """
     try:
         path = Path(cache_dir) if cache_dir is not None else default_cache_path()
-        problem = _problem(path)
+        problem = directory_problem(path)
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home directory
         path, problem = Path(cache_dir or "~/.cache/sponge"), str(error)
     if not problem:
@@ -64,7 +64,7 @@ def open_cache(cache_dir: str | os.PathLike[str] | None = None) -> CacheDirector
     return CacheDirectory(path=Path(temporary.name), note=note, owner=temporary)
 
 
-def _problem(path: Path) -> str:
+def directory_problem(path: Path) -> str:
     """Make *path* and return why it cannot serve, or an empty string."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = path.stat()

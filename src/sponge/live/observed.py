@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import abc
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sponge.errors import CpuControlError
@@ -18,6 +20,8 @@ from sponge.live.statistics import Statistics
 if TYPE_CHECKING:
     from sponge.core.protocol import ControllerProtocol
     from sponge.measure import Recording
+
+_log = logging.getLogger("sponge")
 
 
 class Observed(abc.ABC):
@@ -131,6 +135,39 @@ class Observed(abc.ABC):
         if condition["throttled_s"] is not None:
             facts["throttled"] = f"{condition['throttled_s']:.2f} s since the start"
         return facts
+
+    # -- sponge top ----------------------------------------------------------------------------------------------
+
+    def serve_status(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Let ``sponge top`` look at this scheduler until it is closed; return the path of the socket.
+
+        The socket can be opened by the same user and root alone. Setting the environment variable
+        ``SPONGE_STATUS=1`` does this for every scheduler of a process.
+
+        Parameters
+        ----------
+        path
+            Of the Unix socket; by default one where ``sponge top`` looks: in the folder ``sponge`` in
+            ``$XDG_RUNTIME_DIR``, or ``sponge-UID`` in the temporary directory.
+
+        Raises
+        ------
+        OSError
+            If no socket can be made there.
+        """
+        from sponge.live.status import StatusServer
+
+        server = StatusServer(self, path)
+        self.own(server)
+        return server.path
+
+    def _serve_status_if_asked(self) -> None:
+        """Follow the environment variable; what does not work is told, and no reason not to serve."""
+        if os.environ.get("SPONGE_STATUS", "0") not in ("", "0"):
+            try:
+                self.serve_status()
+            except OSError as error:
+                _log.warning("sponge top cannot look at the scheduler %r: %s", self.name, error)
 
     # -- what the parts know -------------------------------------------------------------------------------------
 

@@ -126,6 +126,7 @@ class Scheduler(Observed):
         self._engine = self._service.engine
         look_after(self, self._service)
         self._engine.post(Tick())  # the controller's first allocation
+        self._serve_status_if_asked()
 
     # -- clients -------------------------------------------------------------------------------------------------
 
