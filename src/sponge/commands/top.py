@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import signal
 import socket
 import sys
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -99,11 +102,34 @@ def rates(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, floa
     return found
 
 
-def follow(path: Path, interval_s: float, pause: Callable[[float], None] = time.sleep) -> Iterator[Status]:
-    """Yield a scheduler's status with its ``rates`` after each interval, until it ends."""
+@contextmanager
+def pauses() -> Iterator[Callable[[float], bool]]:
+    """Give a sleep [s] that tells whether the user has pressed Ctrl-C, now or since the last one.
+
+    As an exception, it could fall into the middle of a drawing and leave the terminal in disorder.
+    """
+    reader, writer = os.pipe()
+    before = signal.signal(signal.SIGINT, lambda *_: os.write(writer, b"!"))
+    try:
+        yield lambda seconds: bool(select.select([reader], [], [], seconds)[0])
+    finally:
+        signal.signal(signal.SIGINT, before)
+        os.close(reader)
+        os.close(writer)
+
+
+def follow(path: Path, interval_s: float, pause: Callable[[float], bool]) -> Iterator[Status]:
+    """Yield a scheduler's status with its ``rates`` after each interval, until it ends.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If *pause* says so.
+    """
     before = read(path)
     while True:
-        pause(interval_s)
+        if pause(interval_s):
+            raise KeyboardInterrupt
         try:
             after = read(path)
         except Ended:
@@ -121,35 +147,37 @@ def run(which: str | None, *, interval_s: float, once: bool, as_json: bool) -> N
         If no scheduler is found, or it does not answer.
     """
     path = find(which)
-    answers = follow(path, interval_s)
-    try:
-        first = next(answers, None)
-    except Ended as error:
-        raise ValueError(f"the scheduler does not answer: {error}") from error
-    if first is None:
-        raise ValueError(f"the scheduler at {path} has ended")
-    if as_json:
-        for status in _all(first, answers, once):
-            print(json.dumps(status, allow_nan=False), flush=True)
-        return
+    with pauses() as pause:
+        answers = follow(path, interval_s, pause)
+        try:
+            first = next(answers, None)
+        except Ended as error:
+            raise ValueError(f"the scheduler does not answer: {error}") from error
+        if first is None:
+            raise ValueError(f"the scheduler at {path} has ended")
+        shown = chain([first], () if once else answers)
+        if as_json:
+            for status in shown:
+                print(json.dumps(status, allow_nan=False), flush=True)
+            return
+        _show(shown, once)
+    if not once:
+        print(f"the scheduler of process {first['pid']} has ended", file=sys.stderr)
+
+
+def _show(answers: Iterable[Status], once: bool) -> None:
     from rich.console import Console
     from rich.live import Live
 
     console = Console()
     view = View(0 if once else max(0, min(LONGEST_CHART, console.width - TEXT_WIDTH)))
     if once:
-        console.print(view.draw(first), soft_wrap=not console.is_terminal)
+        for status in answers:
+            console.print(view.draw(status), soft_wrap=not console.is_terminal)
         return
-    with Live(view.draw(first), console=console, screen=console.is_terminal, auto_refresh=False) as live:
-        for status in _all(first, answers, once):
+    with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
+        for status in answers:
             live.update(view.draw(status), refresh=True)
-    print(f"the scheduler of process {first['pid']} has ended", file=sys.stderr)
-
-
-def _all(first: Status, others: Iterator[Status], once: bool) -> Iterator[Status]:
-    yield first
-    if not once:
-        yield from others
 
 
 class View:
