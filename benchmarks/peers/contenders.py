@@ -47,6 +47,13 @@ SPONGE = {"venv": "sponge", "settings": {"cores": CORES, "batch": 8}}
 CONTENDERS = (
     Contender(name="sponge-http", label="sponge behind uvicorn", script="serve_sponge_http.py", **SPONGE),
     Contender(
+        name="sponge-grpc",
+        label="sponge behind gRPC",
+        script="serve_sponge_grpc.py",
+        client="over_grpc.py",
+        **SPONGE,
+    ),
+    Contender(
         name="mosec", label="mosec", venv="mosec", script="serve_mosec.py", grid=WINDOW | {"window_ms": (1, 5, 20)}
     ),
     Contender(

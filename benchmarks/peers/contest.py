@@ -16,6 +16,7 @@ import contextlib
 import functools
 import json
 import shutil
+import signal
 import sys
 import time
 from collections import defaultdict
@@ -25,6 +26,7 @@ from typing import Any
 
 import environments
 import figures
+import group
 import numpy as np
 import tune
 import workload
@@ -218,7 +220,8 @@ class Race:
 
     def result(self) -> dict[str, Any]:
         """Return everything, as JSON values."""
-        every = [run for runs in self.runs.values() for at_load in runs.values() for run in at_load]
+        apart = [one.name for one in self.contenders if one.lane == HTTP]
+        every = [run for name in apart for at_load in self.runs[name].values() for run in at_load]
         return {
             "machine": _machine(),
             "duration_s": self.options.duration_s,
@@ -273,6 +276,7 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """Prepare, tune or race, and print."""
     options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     if options.from_json:
         print(figures.markdown(json.loads(options.from_json.read_text())))
         return 0
@@ -281,6 +285,7 @@ def main() -> int:
     make_models(options.folder / "models")
     if not options.quick:
         shutil.rmtree(options.folder / "cache", ignore_errors=True)  # sponge profiles the machine as it is now
+    group.sweep()
     race = Race(options)
     race.measure_capacity()
     if options.tune:

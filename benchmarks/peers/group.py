@@ -14,6 +14,7 @@ from pathlib import Path
 V1_CPU, V1_ACCOUNT, V2 = (Path("/sys/fs/cgroup") / name for name in ("cpu", "cpuacct", ""))
 PERIOD_US = 10_000
 KILL_PATIENCE_S = 10.0
+PREFIX = "race"
 
 
 class Group:
@@ -25,7 +26,8 @@ class Group:
         If it cannot be made.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, contender: str, *, owner: int | None = None) -> None:
+        name = f"{PREFIX}-{owner or os.getpid()}-{contender}"
         self._v2 = (V2 / "cgroup.controllers").exists()
         roots = {V2} if self._v2 else {V1_CPU.resolve(), V1_ACCOUNT.resolve()}
         self._folders = [root / name for root in roots]
@@ -78,3 +80,11 @@ class Group:
                 with contextlib.suppress(OSError):
                     found.update(map(int, listed.read_text().split()))
         return found
+
+
+def sweep() -> None:
+    """End what a race left behind that was killed itself: the groups of processes that are no more."""
+    for folder in (V2 if (V2 / "cgroup.controllers").exists() else V1_ACCOUNT.resolve()).glob(f"{PREFIX}-*-*"):
+        _, owner, contender = folder.name.split("-", 2)
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            Group(contender, owner=int(owner)).close()

@@ -43,7 +43,7 @@ class Running:
         self._settings = {**settings, "port": _free_port(), "protocol": contender.protocol}
         self._python = venvs / contender.venv / "bin" / "python"
         self._client_python = venvs / "sponge" / "bin" / "python"
-        self._group = Group(f"race-{os.getpid()}-{contender.name}")
+        self._group = Group(contender.name)
         self._stack = contextlib.ExitStack()
         self._stack.callback(self._group.close)
         try:
