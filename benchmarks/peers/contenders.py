@@ -29,8 +29,8 @@ class Contender:
     protocol: str = "plain"
     client: str = "over_http.py"
     settings: Mapping[str, Any] = attrs.field(factory=dict)
-    grid: Mapping[str, Sequence[Any]] = attrs.field(factory=dict)
-    """Values to try for each setting; ``placement`` stands for one of `STATIC`."""
+    grid: Sequence[Mapping[str, Any]] = ()
+    """Settings to choose from, by tuning."""
     tuned_as: str | None = None
     """Another contender whose tuned settings it shares."""
 
@@ -40,7 +40,16 @@ class Contender:
         return self.name.startswith("sponge")
 
 
-WINDOW = {"placement": STATIC, "batch": (2, 4, 8), "window_ms": (0, 5, 20)}
+BATCHES = (4, 8)
+
+
+def grid(*windows_ms: float, placements: Sequence[Mapping[str, Any]] = STATIC) -> list[dict[str, Any]]:
+    """Return placements × (no batching, or largest batch × window); without windows, what has none."""
+    batching = [{"batch": 1}]
+    batching += [{"batch": batch, "window_ms": window_ms} for batch in BATCHES for window_ms in windows_ms or (0,)]
+    return [{**placement, **choice} for placement in placements for choice in batching]
+
+
 TRITON = {"venv": "triton", "script": "serve_triton.py", "protocol": "kserve"}
 SPONGE = {"venv": "sponge", "settings": {"cores": CORES, "batch": 8}}
 
@@ -53,15 +62,13 @@ CONTENDERS = (
         client="over_grpc.py",
         **SPONGE,
     ),
-    Contender(
-        name="mosec", label="mosec", venv="mosec", script="serve_mosec.py", grid=WINDOW | {"window_ms": (1, 5, 20)}
-    ),
+    Contender(name="mosec", label="mosec", venv="mosec", script="serve_mosec.py", grid=grid(1, 10)),
     Contender(
         name="litserve",
         label="LitServe",
         venv="litserve",
         script="serve_litserve.py",
-        grid=WINDOW | {"window_ms": (1, 5, 20)},
+        grid=[{**one, "fast_queue": fast} for one in grid(1, 10) for fast in (False, True)],
     ),
     Contender(
         name="bentoml-tight",
@@ -69,7 +76,7 @@ CONTENDERS = (
         venv="bentoml",
         script="serve_bentoml.py",
         settings={"slo": "tight"},
-        grid={"placement": STATIC, "batch": (2, 4, 8)},
+        grid=grid(),
     ),
     Contender(
         name="bentoml-median",
@@ -77,10 +84,14 @@ CONTENDERS = (
         venv="bentoml",
         script="serve_bentoml.py",
         settings={"slo": "median"},
-        grid={"placement": STATIC, "batch": (2, 4, 8)},
+        grid=grid(),
     ),
     Contender(
-        name="triton", label="Triton (pytriton), no queue policy", settings={"policy": "none"}, grid=WINDOW, **TRITON
+        name="triton",
+        label="Triton (pytriton), no queue policy",
+        settings={"policy": "none"},
+        grid=grid(0, 10),
+        **TRITON,
     ),
     Contender(
         name="triton-timeouts",
@@ -103,7 +114,7 @@ CONTENDERS = (
         script="in_process.py",
         lane=IN_PROCESS,
         settings={"kind": "bare", "batch": 1},
-        grid={"placement": STATIC},
+        grid=STATIC,
     ),
     Contender(
         name="batched",
@@ -112,7 +123,7 @@ CONTENDERS = (
         script="in_process.py",
         lane=IN_PROCESS,
         settings={"kind": "batched"},
-        grid={"placement": STATIC[1:], "batch": (2, 4, 8), "window_ms": (1, 5, 20)},
+        grid=grid(1, 10, placements=STATIC[1:]),
     ),
     Contender(
         name="sponge",

@@ -153,7 +153,7 @@ class Race:
                 if "loads" in sections:
                     for load in self.options.loads:
                         self._load(running, load, repeat)
-                if "limited" in sections and contender.lane == HTTP and contender.name != "sponge-http":
+                if "limited" in sections and contender.lane == HTTP and not contender.is_sponge:
                     self._limited(running, repeat)
                 if "plain" in sections:
                     rate = _throughput(running, self.options.duration_s)

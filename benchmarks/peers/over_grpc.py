@@ -9,6 +9,7 @@ import os
 import grpc
 import grpc.aio
 from replay import FAILED, NONE, OK, REJECTED, obey, stem_of
+
 from sponge.integrations.oip.messages import message_class
 
 ONE = json.loads(os.environ["RACE_CONTENDER"])

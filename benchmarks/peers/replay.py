@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 LEAD_S = 0.05
+CHECK_PATIENCE_S = 20.0
 OK, REJECTED, FAILED, NONE = "ok", "rejected", "failed", "none"
 Send = Callable[[bytes, float], Awaitable[tuple[str, bytes]]]
 """Body and seconds left, to how it ended and the answer's bytes."""
@@ -114,9 +115,9 @@ async def check(send: Send, pictures: Pictures, command: dict[str, Any]) -> dict
 
     async def ask(index: int) -> None:
         try:
-            ended, answer = await send(pictures.bodies[index], 30.0)
-        except OSError as error:
-            ended, answer = str(error), b""
+            ended, answer = await asyncio.wait_for(send(pictures.bodies[index], 30.0), CHECK_PATIENCE_S)
+        except (asyncio.TimeoutError, OSError) as error:
+            ended, answer = str(error) or type(error).__name__, b""
         fault = ended if ended != OK else pictures.wrong(index, answer)
         if fault:
             wrong.append(f"picture {index}: {fault}")

@@ -19,7 +19,7 @@ from environments import HERE, SOURCE
 from group import Group
 
 START_PATIENCE_S = 90.0
-REPLY_PATIENCE_S = 30.0
+REPLY_PATIENCE_S = 60.0
 CLIENT_NICE = -5
 """The client shares the cores with the server: it goes first, as if it were another machine."""
 

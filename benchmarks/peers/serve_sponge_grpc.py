@@ -6,9 +6,9 @@ import asyncio
 
 import grpc.aio
 from contender import ONE
-from sponge.integrations.oip.service import add_inference_service
 
 import sponge
+from sponge.integrations.oip.service import add_inference_service
 
 
 async def serve(scheduler: sponge.Scheduler) -> None:

@@ -27,7 +27,7 @@ def tune(race: Race) -> dict[str, Any]:
         if not contender.grid:
             continue
         scored = []
-        for combination in _combinations(contender):
+        for combination in map(dict, contender.grid):
             try:
                 scored.append((_score(race, contender, combination), combination))
             except ContenderFailed as failure:
@@ -36,15 +36,6 @@ def tune(race: Race) -> dict[str, Any]:
             best, tuned[contender.name] = max(scored, key=lambda pair: pair[0])
             say(f"{contender.name}: {tuned[contender.name]} (met {best[0]:.1f} %)")
     return tuned
-
-
-def _combinations(contender: Contender) -> list[dict[str, Any]]:
-    names = list(contender.grid)
-    found = []
-    for values in itertools.product(*contender.grid.values()):
-        combination = dict(zip(names, values, strict=True))
-        found.append({**combination.pop("placement", {}), **combination})
-    return found
 
 
 def _score(race: Race, contender: Contender, combination: dict[str, Any]) -> tuple[float, float]:

@@ -107,6 +107,6 @@ def test_requests_repeat_and_can_be_served(part):
     assert len(first[0]) != len(other[0]) or not np.array_equal(first[0], other[0])
     at_s, budget_s = first
     assert np.all(np.diff(at_s) >= 0)
-    assert 0 <= at_s[0]
+    assert at_s[0] >= 0
     assert at_s[-1] < 4
     assert budget_s.min() >= workload.LEAST_BUDGET_S
