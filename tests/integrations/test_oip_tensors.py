@@ -57,6 +57,7 @@ def test_nested_lists_are_taken() -> None:
     assert from_values("x", "FP32", [2, 2], [[1, 2.5], [3, 4]]).tolist() == [[1.0, 2.5], [3.0, 4.0]]
     assert from_values("x", "BYTES", [2, 1], [["a"], ["b"]]).tolist() == [["a"], ["b"]]
     assert from_values("x", "UINT64", [1], [2**64 - 1]).tolist() == [2**64 - 1]
+    assert from_values("x", "UINT64", [2, 1], [[0], [2**63]]).tolist() == [[0], [2**63]]
 
 
 def test_raw_views_are_aligned() -> None:

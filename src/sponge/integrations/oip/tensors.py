@@ -100,6 +100,8 @@ def from_values(name: str, datatype: str, shape: Iterable[Any], values: Any) -> 
         return _objects(texts, sizes)
     try:
         array = np.array(values)
+        if dtype == np.uint64 and array.dtype.kind == "f":  # what numpy makes of [0, 2**63]
+            array = _whole_numbers(values, array)
     except (ValueError, OverflowError, TypeError) as error:
         raise InvalidRequest(f"data of input {name!r} is no array: {error}") from error
     if array.size != count:
@@ -145,6 +147,14 @@ def _strings(name: str, raw: bytes | memoryview) -> list[str]:
         position = start + length
         texts.append(_text(name, bytes(raw[start:position])))
     return texts
+
+
+def _whole_numbers(values: Any, rounded: Array) -> Array:
+    """Return the values as unsigned integers if they are all such, else *rounded*."""
+    exact = np.array(values, dtype=object)
+    if all(type(value) is int and 0 <= value < 1 << 64 for value in exact.flat):
+        return exact.astype(np.uint64)
+    return rounded
 
 
 def _text(name: str, value: Any) -> str:
