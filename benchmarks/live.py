@@ -2,7 +2,8 @@
 
 Scenario: a text detector is profiled; then a workload (bursts over a generated 4G-like network, half of what the
 machine can serve) is served live, each policy in turn, several times, and the simulator forecasts each policy from the
-profile's samples. Policies: two static baselines, sponge, and, where a quota is allowed, sponge in steps of half a core.
+profile's samples. Policies: two static baselines, sponge, and, where a quota is allowed, sponge in steps of half a
+core.
 
 Constraint: every live run of sponge is recorded and replayed through a fresh controller; the actions must be the same,
 all of them, or the program fails.

@@ -97,6 +97,7 @@ def test_profile_measures_saves_and_gives_json(tmp_path: Path) -> None:
     plain = runner.invoke(app, arguments)
     assert plain.exit_code == 0
     assert "p99 ms" in plain.stdout
+    assert "In short:\n- A request by itself takes" in plain.stdout
 
 
 @pytest.mark.parametrize(

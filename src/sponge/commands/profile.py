@@ -13,6 +13,7 @@ from sponge.core.latency import LatencyModel
 from sponge.live.profiler import Profiler
 from sponge.live.session import ElasticSession, available_cpus
 from sponge.profile import Profile
+from sponge.profile.findings import findings
 
 PERCENTILES = (50, 95, 99)
 
@@ -27,11 +28,13 @@ class Measured:
     def explain(self) -> str:
         """Return it in plain words."""
         report = self.latency.report
-        return self.profile.summary() if report is None else f"{self.profile.summary()}\n\n{report.explain()}"
+        parts = [self.profile.summary()] if report is None else [self.profile.summary(), report.explain()]
+        return "\n\n".join([*parts, "\n".join(["In short:", *(f"- {line}" for line in findings(self.profile))])])
 
     def to_json(self) -> dict[str, Any]:
         """Return cells and fit as JSON values; the samples are left to the saved profile."""
         data = self.profile.to_dict()
+        data["findings"] = findings(self.profile)
         for shown, cell in zip(data["cells"], self.profile.cells, strict=True):
             del shown["samples_us"]
             for percentile, value in zip(PERCENTILES, np.percentile(cell.samples_s, PERCENTILES), strict=True):
