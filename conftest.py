@@ -1,7 +1,8 @@
 """Runs every Python block of the README and the documentation: what people copy has to work.
 
 The blocks of a document share their names and run in an empty folder. What a block takes for given (a model, a trace)
-is made by an invisible block before it, an HTML comment. Where a block is followed by one of text, that is what it prints.
+is made by an invisible block before it, an HTML comment. Where a block of text
+follows, that is what it prints.
 """
 
 from __future__ import annotations

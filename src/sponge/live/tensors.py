@@ -316,9 +316,11 @@ def _example_shape(spec: TensorSpec, batch_size: int, given: Sequence[int] | Non
             raise ValueError(f"shapes[{spec.name!r}] gives {size} for axis {axis}, which the model fixes at {declared}")
         chosen = size if declared is None else declared
         if chosen is None:
+            code = ", ".join("..." if each is None else str(each) for each in spec.shape)
+            typed = ",".join("N" if each is None else str(each) for each in spec.shape)
             raise ValueError(
                 f"axis {axis} of input {spec.name!r} has no fixed size {format_shape(spec)}: pass the size to use, "
-                f"shapes={{{spec.name!r}: ({', '.join('...' if s is None else str(s) for s in spec.shape)})}}"
+                f"shapes={{{spec.name!r}: ({code})}}; on the command line, --shape {spec.name}={typed}"
             )
         shape.append(chosen)
     return tuple(shape)

@@ -69,8 +69,8 @@ def _batches_are_worth(cells: list[Cell]) -> list[str]:
     if saved < _SAME:
         largest = max(cells, key=lambda cell: cell.batch_size)
         return [
-            f"Batches are not worth waiting for: {_core_ms(one)} a request one by one, {_core_ms(largest)} in batches of "
-            f"{largest.batch_size}."
+            f"Batches are not worth waiting for: {_core_ms(one)} a request one by one, "
+            f"{_core_ms(largest)} in batches of {largest.batch_size}."
         ]
     return [
         f"Batches of {best.batch_size} cost {saved:.0%} less a request: {_core_ms(best)} instead of {_core_ms(one)}."
