@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
 import os
 import pickle
 import subprocess
@@ -26,6 +27,8 @@ from sponge.live.scheduler import Scheduler
 from sponge.live.session import ElasticSession
 from tests.live import models
 from tests.live.cgroup_here import groups_of, needs_quota
+
+ROOT = Path(__file__).parents[2]
 
 LATENCY = LatencyModel(1e-5, 1e-5, 1e-5, 1e-4)
 
@@ -325,3 +328,112 @@ if __name__ == "__main__":
     refusal, code = done.stdout.splitlines()
     assert "a Scheduler cannot be pickled" in refusal
     assert code == "0"
+
+
+# -- the interpreter's end ---------------------------------------------------------------------------------------------
+
+LEAVING: dict[str, tuple[str, int]] = {
+    "at the end of the script": ("", 0),
+    "with an exit code": ("sys.exit(3)", 3),
+    "by an error": ("raise LookupError('on purpose')", 1),
+    "by an interrupt": ("import signal; signal.raise_signal(signal.SIGINT)", -2),
+    "inside a with statement": ("with scheduler: sys.exit(5)", 5),
+    "with a client still waiting on a daemon thread": (
+        "threading.Thread(target=lambda: [future.exception() for future in futures], daemon=True).start(); sys.exit(6)",
+        6,
+    ),
+    "with a daemon thread that goes on submitting": (
+        """
+from sponge.errors import SchedulerClosed
+def go_on():
+    try:
+        while True:
+            scheduler.submit(slow(1), budget_s=600).result()
+    except SchedulerClosed:
+        pass
+for _ in range(4):
+    threading.Thread(target=go_on, daemon=True).start()
+sys.exit(7)
+""",
+        7,
+    ),
+    "from a thread that is waited for": (
+        "threading.Thread(target=lambda: [future.exception() for future in futures]).start(); sys.exit(8)",
+        8,
+    ),
+    "after a dropped scheduler": ("del scheduler; sys.exit(9)", 9),
+}
+
+
+@pytest.mark.parametrize("how", LEAVING)
+def test_interpreter_ends_with_requests_in_flight(loop: Path, how: str) -> None:
+    """Without close, with batches still to run: its own exit code, and nothing said but what was asked."""
+    leave, code = LEAVING[how]
+    script = """
+scheduler = Scheduler(sys.argv[1], solver())
+futures = [scheduler.submit(slow(2_000), budget_s=600) for _ in range(20)]
+futures[0].result()
+print("leaving", flush=True)
+"""
+    done = run_script(script + leave, loop)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.strip() == "leaving"
+    said = [line for line in done.stderr.splitlines() if "ResourceWarning" not in line and "was not closed" not in line]
+    if how in ("by an error", "by an interrupt"):
+        assert said[-1] in ("LookupError: on purpose", "KeyboardInterrupt")
+    else:
+        assert not any("Traceback" in line or "Exception" in line or "Fatal" in line for line in said), done.stderr
+
+
+def test_interpreter_ends_though_the_model_hangs(loop: Path) -> None:
+    """A batch that takes minutes is given seconds; then the process ends all the same, with its code."""
+    script = """
+scheduler = Scheduler(sys.argv[1], solver())
+hanging = scheduler.submit(slow(10_000_000), budget_s=6000)
+waiting = scheduler.submit(slow(1), budget_s=6000)
+def tell(future):
+    print(type(future.exception()).__name__, flush=True)
+waiting.add_done_callback(tell)
+sys.exit(4)
+"""
+    done = run_script(script, loop)
+    assert done.returncode == 4, done.stderr
+    assert done.stdout.strip() == "SchedulerClosed"
+    assert "Fatal" not in done.stderr
+
+
+@needs_quota
+def test_interpreter_ends_without_leaving_a_group(loop: Path) -> None:
+    """Even where nobody closed scheduler or scaler, and a batch runs."""
+    script = """
+from sponge.live.cgroup import CgroupScaler
+scheduler = Scheduler(sys.argv[1], solver(), CgroupScaler())
+future = scheduler.submit(slow(5_000), budget_s=600)
+print(scheduler.scaler.directory)
+"""
+    done = run_script(script, loop)
+    assert done.returncode == 0, done.stderr
+    directory = done.stdout.strip()
+    assert directory
+    assert not os.path.exists(directory)
+
+
+# -- again and again ---------------------------------------------------------------------------------------------------
+
+
+def test_starting_and_closing_leaves_nothing() -> None:
+    """No thread, descriptor or control group more after fifty; `make stress` has a thousand, and the memory."""
+    held = run_cycles(50)
+    for what in ("threads", "descriptors", "groups"):
+        assert {one[what] for one in held[1:]} == {held[1][what]}, what
+    assert held[1]["groups"] == 0
+
+
+def run_cycles(times: int) -> list[dict[str, float]]:
+    """Start and close as many schedulers in another process; return what it held before, and after each."""
+    command = [sys.executable, "-m", "tests.live.cycles", str(times)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3000, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    held: list[dict[str, float]] = json.loads(done.stdout)
+    assert len(held) == times + 1
+    return held

@@ -152,6 +152,15 @@ class Service:
             owned.close()
         return True
 
+    def turn_away(self) -> None:
+        """Accept nothing more and tell all who wait, at once, even while somebody else is waiting for the end."""
+        self.refusal = self.refusal or SchedulerClosed
+        self.engine.post(Abort())
+
+    def break_off(self) -> None:
+        """Make the batches fail that run."""
+        self._session.break_off()
+
     def own(self, *parts: Any) -> None:
         """Close these with the service, in this order, after everything that uses them."""
         self._owned.extend(parts)

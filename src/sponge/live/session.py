@@ -123,6 +123,7 @@ class ElasticSession:
         )
         self._workers = Workers()
         self._build_lock = threading.Lock()
+        self._run_options = ort.RunOptions()
         self._closed = False
         # Per width the sessions that no run has borrowed, as their bound `run`; None in place of one means closed.
         self._free: dict[int, queue.SimpleQueue[Any]] = {width: queue.SimpleQueue() for width in self.widths}
@@ -201,7 +202,7 @@ class ElasticSession:
         for name in self._text:
             check_strings(name, inputs[name])
         if width == 1 and (run := self._run_single) is not None:
-            outputs: list[Array] = run(self._output_names, inputs, None)
+            outputs: list[Array] = run(self._output_names, inputs, self._run_options)
             return outputs
         free = self._free.get(width)
         if free is None:
@@ -211,7 +212,7 @@ class ElasticSession:
             free.put(None)  # for the next who waits
             raise RuntimeError("the ElasticSession is closed")
         try:
-            outputs = run(self._output_names, inputs, None)
+            outputs = run(self._output_names, inputs, self._run_options)
         finally:
             free.put(run)
         return outputs
@@ -311,6 +312,14 @@ class ElasticSession:
     def cpu_s(self) -> float:
         """Return the CPU time used by those workers so far [s]; kept after closing."""
         return self._workers.cpu_s()
+
+    def break_off(self) -> None:
+        """Make the runs under way raise as soon as the operator that each is at returns, and all later runs at once.
+
+        For a process that must end: a model that hangs in a loop is got out of it, one that hangs in a single operator
+        is not.
+        """
+        self._run_options.terminate = True
 
     def close(self) -> None:
         """Wait for the runs under way, then end all sessions with their threads. May be called again."""
