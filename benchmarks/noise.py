@@ -36,7 +36,8 @@ from typing import Any
 
 import attrs
 import numpy as np
-from openloop import TURNS, Inputs, Neighbour, OpenLoop, Schedule, say, work, work_inputs
+from load_models import TURNS, Inputs, work, work_inputs
+from openloop import Neighbour, OpenLoop, Schedule, say
 
 from sponge.commands.replay import OtherProcesses
 from sponge.core.controller import Controller

@@ -1,4 +1,4 @@
-"""What the load benchmarks share: models, an open loop of clients, and a neighbour that takes a part of a core.
+"""What the load benchmarks share: an open loop of clients, memory over time, a neighbour that takes a part of a core.
 
 Rules, and why they hold:
 
@@ -21,155 +21,28 @@ import sys
 import threading
 import time
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import attrs
 import numpy as np
+from load_models import Inputs
 
-from sponge.commands.detector import INPUT_NAME, SIDE_PX, detector_path, pages
 from sponge.errors import DeadlineExceeded, QueueFull
 from sponge.workload import poisson
 
 MOST_LAG_S = 0.02
 LEAD_S = 0.1
 """From the making of a loop to its time zero [s]."""
-PENDING, MET, LATE, DEADLINE, QUEUE_FULL, FAILED, CANCELLED, UNSENT = range(8)
+PENDING, MET, LATE, DEADLINE, QUEUE_FULL, FAILED, CANCELLED, UNSENT, UNREAD = range(9)
 """What came of a request: still open; answered in time, or late; turned away (`DeadlineExceeded`, `QueueFull`); ended
-by an error of the model; cancelled; never sent."""
+by an error of the model; cancelled; never sent; sent by a client that does not look at what comes."""
 
-Inputs = Mapping[str, np.ndarray[Any, Any]]
-Submit = Callable[[Inputs, float], "Future[Any]"]
-"""Hands in a request with its deadline [s on the monotonic clock]."""
+Submit = Callable[[Inputs, float], "Future[Any] | None"]
+"""Hands in a request with its deadline [s on the monotonic clock]; None if its client does not look at what comes."""
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
-
-
-@attrs.frozen(kw_only=True)
-class Model:
-    """A model to serve, with inputs for it."""
-
-    name: str
-    path: Path
-    inputs: Sequence[Inputs]
-    """One request each, taken in turn."""
-    budget_s: float
-    """Mean budget of a request: some ten inferences or more [s]."""
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Sizes of the inputs' axes."""
-        return {name: value.shape for name, value in self.inputs[0].items()}
-
-
-def detector() -> Model:
-    """The text detector of the demo, some 20 ms on one core."""
-    inputs = [{INPUT_NAME: page} for page in pages(8, np.random.default_rng(0))]
-    assert inputs[0][INPUT_NAME].shape[-1] == SIDE_PX
-    return Model(name="detector", path=detector_path(), inputs=inputs, budget_s=0.4)
-
-
-def trivial(folder: Path) -> Model:
-    """A model that does nothing: what is served is the service's own Python."""
-    from overhead import trivial_model
-
-    inputs = [{"x": np.zeros((1, 4), dtype=np.float32)}]
-    return Model(name="trivial", path=trivial_model(folder), inputs=inputs, budget_s=0.1)
-
-
-TURNS = 100
-"""Turns of `work` in its usual state."""
-_TABLE_ROWS = 1000
-
-
-def work(folder: Path, turns: int = TURNS) -> Model:
-    """A model whose work is said by its input: *turns* turns of a convolution, some 0.13 ms each on one core.
-
-    A service cannot see it, neither from shapes nor from types, so that a model that becomes slower or faster is had
-    by other requests. The answer to request k is 10 k, so that answers can be told apart; a k beyond the table makes
-    the model raise.
-    """
-    path = folder / "work.onnx"
-    if not path.exists():
-        path.write_bytes(_work_model())
-    inputs = [work_inputs(k, turns) for k in range(64)]
-    return Model(name=f"work of {turns} turns", path=path, inputs=inputs, budget_s=max(0.1, 0.003 * turns))
-
-
-_IMAGE = np.random.default_rng(0).random((1, 1, 32, 32), dtype=np.float32)
-
-
-def work_inputs(k: int, turns: int, image: np.ndarray[Any, Any] = _IMAGE) -> Inputs:
-    """One request for `work`."""
-    return {
-        "image": image,
-        "turns": np.array([turns], dtype=np.int64),
-        "k": np.array([k % _TABLE_ROWS], dtype=np.int64),
-    }
-
-
-def work_answer(k: int) -> float:
-    """What `work` answers to request *k*."""
-    return 10.0 * (k % _TABLE_ROWS)
-
-
-def broken_inputs(turns: int) -> Inputs:
-    """A request that makes `work` raise, for its whole batch."""
-    return {**work_inputs(0, turns), "k": np.array([_TABLE_ROWS], dtype=np.int64)}
-
-
-def _work_model(channels: int = 32, side: int = 32) -> bytes:
-    from onnx import TensorProto, helper, numpy_helper
-
-    tensor, node = helper.make_tensor_value_info, helper.make_node
-    rng = np.random.default_rng(0)
-
-    def kernel(name: str, inputs: int) -> Any:
-        # Scaled so that the state neither vanishes nor explodes over the turns: denormal numbers would cost time.
-        scale = np.float32((2 / (9 * inputs)) ** 0.5)
-        return numpy_helper.from_array(rng.standard_normal((channels, inputs, 3, 3), dtype=np.float32) * scale, name)
-
-    conv = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
-    state = ["batch", channels, side, side]
-    body = helper.make_graph(
-        [
-            node("Identity", ["going"], ["going_on"]),
-            node("Conv", ["state", "kernel"], ["product"], **conv),
-            node("Relu", ["product"], ["state_next"]),
-        ],
-        "body",
-        [
-            tensor("turn", TensorProto.INT64, []),
-            tensor("going", TensorProto.BOOL, []),
-            tensor("state", TensorProto.FLOAT, state),
-        ],
-        [tensor("going_on", TensorProto.BOOL, []), tensor("state_next", TensorProto.FLOAT, state)],
-        [kernel("kernel", channels)],
-    )
-    nodes = [
-        node("Gather", ["table", "k"], ["answer"]),
-        node("ReduceMax", ["turns"], ["most"], keepdims=0),
-        node("Conv", ["image", "first"], ["start"], **conv),
-        node("Loop", ["most", "true", "start"], ["end"], body=body),
-        node("ReduceMean", ["end"], ["features"], axes=[2, 3], keepdims=0),
-    ]
-    table = numpy_helper.from_array(10 * np.arange(_TABLE_ROWS, dtype=np.float32), "table")
-    true = numpy_helper.from_array(np.array(True), "true")
-    inputs = [
-        tensor("image", TensorProto.FLOAT, ["batch", 1, side, side]),
-        tensor("turns", TensorProto.INT64, ["batch"]),
-        tensor("k", TensorProto.INT64, ["batch"]),
-    ]
-    outputs = [
-        tensor("features", TensorProto.FLOAT, ["batch", channels]),
-        tensor("answer", TensorProto.FLOAT, ["batch"]),
-    ]
-    graph = helper.make_graph(nodes, "work", inputs, outputs, [table, true, kernel("first", 1)])
-    opsets = [helper.make_opsetid("", 17)]
-    model: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
-    return model
 
 
 @attrs.frozen(kw_only=True)
@@ -207,6 +80,8 @@ class Sent:
     told_s: FloatArray
     """When the outcome was there."""
     fate: np.ndarray[Any, np.dtype[np.uint8]]
+    times_told: np.ndarray[Any, np.dtype[np.uint8]]
+    """How often the client was told."""
 
     def count(self, fate: int) -> int:
         """Requests that ended so."""
@@ -237,8 +112,6 @@ class OpenLoop:
         Hands in one request.
     senders
         Threads that send, each its share of the requests.
-    reads
-        Whether the clients look at what comes; if not, they drop their futures at once.
     """
 
     def __init__(
@@ -248,15 +121,13 @@ class OpenLoop:
         submit: Submit,
         *,
         senders: int = 2,
-        reads: bool = True,
     ) -> None:
         self._schedule = schedule
         self._inputs = inputs if callable(inputs) else lambda k: inputs[k % len(inputs)]
         self._submit = submit
-        self._reads = reads
         n = len(schedule.arrives_s)
         self._submitted, self._returned, self._told = (array("d", [np.nan]) * n for _ in range(3))
-        self._fate = bytearray([PENDING]) * n
+        self._fate, self._times_told = bytearray([PENDING]) * n, bytearray(n)
         self._arrives = array("d", schedule.arrives_s.tobytes())
         self._deadlines = array("d", schedule.deadline_s.tobytes())
         gc.collect()
@@ -274,18 +145,28 @@ class OpenLoop:
         for sender in self._senders:
             sender.join()
         last = self.zero + max(self._deadlines) + patience_s
-        while self._reads and time.monotonic() < last and self._fate.count(PENDING):
+        while time.monotonic() < last and self._fate.count(PENDING):
             time.sleep(0.01)
+        return self.so_far()
+
+    @property
+    def sending(self) -> bool:
+        """Whether requests are still to be sent."""
+        return any(sender.is_alive() for sender in self._senders)
+
+    def so_far(self) -> Sent:
+        """What has come of it up to now."""
         return Sent(
             schedule=self._schedule,
             submitted_s=np.array(self._submitted),
             returned_s=np.array(self._returned),
             told_s=np.array(self._told),
             fate=np.frombuffer(bytes(self._fate), np.uint8),
+            times_told=np.frombuffer(bytes(self._times_told), np.uint8),
         )
 
     def _send(self, first: int, step: int) -> None:
-        zero, clock, submit, reads = self.zero, time.monotonic, self._submit, self._reads
+        zero, clock, submit = self.zero, time.monotonic, self._submit
         for k in range(first, len(self._arrives), step):
             due = zero + self._arrives[k]
             now = clock()
@@ -298,11 +179,14 @@ class OpenLoop:
             future = submit(self._inputs(k), zero + self._deadlines[k])
             self._submitted[k] = now - zero
             self._returned[k] = clock() - zero
-            if reads:
+            if future is None:
+                self._fate[k] = UNREAD
+            else:
                 future.add_done_callback(partial(self._note, k))
 
     def _note(self, k: int, future: Future[Any]) -> None:
         now = self._told[k] = time.monotonic() - self.zero
+        self._times_told[k] += 1
         if future.cancelled():
             self._fate[k] = CANCELLED
             return

@@ -36,14 +36,15 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import attrs
+import load_models
 import numpy as np
-import openloop
-from openloop import DEADLINE, LATE, QUEUE_FULL, UNSENT, Memory, Model, OpenLoop, Schedule, Sent, Submit, say
+from load_models import Inputs, Model
+from openloop import DEADLINE, LATE, QUEUE_FULL, UNSENT, Memory, OpenLoop, Schedule, Sent, Submit, say
 from overhead import bare_session, keep_busy
 
 from sponge.commands.demo import best_batch_size
@@ -59,6 +60,7 @@ from sponge.live.scheduler import Scheduler
 from sponge.live.session import ElasticSession, available_cpus
 from sponge.sim.baselines import StaticController
 
+UNREAD_SPONGE = "sponge, unread"
 LOADS = (0.5, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 BLOCKS = 9
 """Parts of a minute, of whose goodputs the spread is given."""
@@ -114,13 +116,19 @@ def serving(bench: Bench, contender: str) -> Iterator[tuple[Submit, Scheduler | 
         finally:
             pool.shutdown(cancel_futures=True)
         return
+    reads = contender != UNREAD_SPONGE
     controller: ControllerProtocol = bench.static() if contender == "static" else Controller(bench.solver)
     with (
         best_scaler(bench.cpu_control) as scaler,  # type: ignore[attr-defined]
         Scheduler(bench.session, scaler=scaler, controller=controller) as scheduler,
     ):
+
+        def submit(inputs: Inputs, deadline: float) -> Future[Any] | None:
+            future = scheduler.submit(inputs, deadline=deadline)
+            return future if reads else None
+
         try:
-            yield (lambda inputs, deadline: scheduler.submit(inputs, deadline=deadline)), scheduler
+            yield submit, scheduler
         finally:
             scheduler.close(drain=False)
 
@@ -137,14 +145,13 @@ def capacity_rps(bench: Bench) -> float:
 
 def at_load(bench: Bench, contender: str, rate_rps: float, duration_s: float, seed: int) -> dict[str, Any]:
     """Serve one load."""
-    reads = contender != "sponge, unread"
     duration_s = min(duration_s, MOST_REQUESTS / rate_rps)
     schedule = Schedule.of([(rate_rps, duration_s)], bench.model.budget_s, seed)
     with serving(bench, contender) as (submit, scheduler), Memory() as memory:
         others = OtherProcesses()
-        loop = OpenLoop(schedule, bench.model.inputs, submit, senders=bench.senders, reads=reads)
+        loop = OpenLoop(schedule, bench.model.inputs, submit, senders=bench.senders)
         sent = loop.wait(PATIENCE_S)
-        if not reads:
+        if contender == UNREAD_SPONGE:
             assert scheduler is not None
             scheduler.close()
         statistics = None if scheduler is None else scheduler.statistics()
@@ -159,7 +166,7 @@ def at_load(bench: Bench, contender: str, rate_rps: float, duration_s: float, se
         "memory_mb": inside,
         "memory_growth_mb": inside[-1][1] - inside[0][1] if inside else 0.0,
     }
-    if statistics is not None and not reads:
+    if statistics is not None and contender == UNREAD_SPONGE:
         found["goodput_rps"] = statistics.met / duration_s
         found["accounted"] = statistics.submitted == (
             statistics.met
@@ -364,7 +371,7 @@ def run_all(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     say(f"{bench.model.name}: {rate_rps:,.0f} requests/s can be served")
     contenders = options.contenders.split(";")
     loads: dict[str, dict[str, list[Any]]] = {name: {f"{load:g}": [] for load in options.loads} for name in contenders}
-    surges: dict[str, list[Any]] = {name: [] for name in contenders if name != "sponge, unread"}
+    surges: dict[str, list[Any]] = {name: [] for name in contenders if name != UNREAD_SPONGE}
     lengths_s = (10 * options.surge_scale, 10 * options.surge_scale, 20 * options.surge_scale)
     for repeat in range(options.repeats):
         for load in options.loads:
@@ -396,7 +403,7 @@ def main() -> int:
     parser.add_argument("--surge-scale", type=float, default=1.0, help="of 10 s before, 10 s surge, 20 s after")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--senders", type=int, default=2)
-    parser.add_argument("--contenders", default="sponge;sponge, unread;static;executor", help="separated by ;")
+    parser.add_argument("--contenders", default=f"sponge;{UNREAD_SPONGE};static;executor", help="separated by ;")
     parser.add_argument("--cpu-control", default="auto", choices=["auto", "quota", "affinity", "threads"])
     parser.add_argument("--profile-s", type=float, default=15.0)
     parser.add_argument("--json", action="store_true")
@@ -404,11 +411,11 @@ def main() -> int:
     options = parser.parse_args()
     cores = min(available_cpus(), 4)
     with tempfile.TemporaryDirectory() as folder:
-        cheap = attrs.evolve(openloop.work(Path(folder), 8), name="cheap")
+        cheap = attrs.evolve(load_models.work(Path(folder), 8), name="cheap")
         model = {
-            "detector": openloop.detector,
+            "detector": load_models.detector,
             "cheap": lambda: cheap,
-            "trivial": lambda: openloop.trivial(Path(folder)),
+            "trivial": lambda: load_models.trivial(Path(folder)),
         }
         results = run_model(model[options.model](), cores, options)
     if options.out:
