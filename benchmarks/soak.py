@@ -33,6 +33,7 @@ from typing import Any
 
 import attrs
 import numpy as np
+import onnxruntime as ort
 from faults import BROKEN_SHARE, FAULTS, MALFORMED_SHARE, Target, malformed_inputs, poisoned_inputs
 from load_models import Inputs, broken_inputs, work, work_answer, work_inputs
 from openloop import CANCELLED, FAILED, PENDING, UNREAD, UNSENT, OpenLoop, Schedule, Sent, resident_mb, say
@@ -332,6 +333,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", help="picture to draw")
     options = parser.parse_args()
+    ort.set_default_logger_severity(4)  # it would tell of every input that makes the model raise
     with tempfile.TemporaryDirectory() as folder:
         results = prepare_and_soak(Path(folder), options)
     passed = all(good for good, _ in results["checks"].values())
