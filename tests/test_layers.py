@@ -16,14 +16,15 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "files": set(),
     "core": {"errors"},
     "deadlines": {"errors", "core"},
     "optimize": {"errors", "core"},
-    "profile": {"errors", "core"},
-    "workload": {"errors", "core"},
+    "profile": {"errors", "files", "core"},
+    "workload": {"errors", "files", "core"},
     "measure": {"errors", "core", "profile", "workload"},
     "sim": {"errors", "core", "optimize", "profile", "workload", "measure"},
-    "live": {"errors", "core", "optimize", "profile", "workload", "measure"},
+    "live": {"errors", "files", "core", "optimize", "profile", "workload", "measure"},
     "commands": {"errors", "core", "optimize", "profile", "workload", "sim", "live", "measure", "cli"},
     "integrations": {"errors", "core", "deadlines", "optimize", "profile", "workload", "sim", "live", "measure"},
     "cli": {"commands"},

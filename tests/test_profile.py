@@ -172,6 +172,34 @@ def test_other_files_are_refused_by_name(tmp_path: Path, content: bytes) -> None
         Profile.load(path)
 
 
+def test_a_member_that_is_there_twice_is_refused_by_name(tmp_path: Path) -> None:
+    """JSON does not say which of two counts; readers differ."""
+    path = tmp_path / "twice.json"
+    path.write_text(json.dumps(a_profile().to_dict()).replace('"cells":', '"notes": [], "cells":'))
+    with pytest.raises(ValueError, match=r"twice\.json is not a usable profile: 'notes' is there twice"):
+        Profile.load(path)
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Better told when it is measured than when it is needed; and what was there stays."""
+    path = tmp_path / "profile.json"
+    a_profile().save(path)
+    before = path.read_bytes()
+    monkeypatch.setattr("sponge.profile.checks.MAX_FILE_BYTES", len(before) - 1)
+    with pytest.raises(ValueError, match=f"cells must fit into {len(before) - 1} bytes"):
+        a_profile().save(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("missing", ["cells", "machine", "model", "notes"])
+def test_missing_member_is_named(missing: str) -> None:
+    """As a wrong one is."""
+    data = a_profile().to_dict()
+    del data[missing]
+    with pytest.raises(ValueError, match=f"^{missing}"):
+        Profile.from_dict(data)
+
+
 def test_a_pipe_or_directory_is_refused_without_waiting(tmp_path: Path) -> None:
     """Opening a pipe would block the service at start."""
     os.mkfifo(tmp_path / "pipe")

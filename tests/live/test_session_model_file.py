@@ -15,7 +15,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from sponge import ElasticSession
+from sponge import ElasticSession, UnsupportedModel
 from sponge.live.cache import default_cache_path, open_cache
 from sponge.live.model_file import (
     MODEL_NAME,
@@ -174,7 +174,16 @@ def test_leftovers_of_killed_processes_are_removed(cache):
     assert [path.name for path in entries(cache) if path.name.startswith(".")] == [".saving-young"]
 
 
-@pytest.mark.parametrize("manifest", ["", "[]", "3", "{}", json.dumps({"other": 1})])
+HOSTILE = [
+    *("", "[]", "3", "{}", json.dumps({"other": 1}), "[" * 100_000, '{"model.onnx": NaN}', '{"model.onnx": 1, ' * 3),
+    json.dumps({MODEL_NAME: 5, "../../secret": 5}),
+    json.dumps({f"{i}": 5 for i in range(101)}),
+    '{"model.onnx": 1, "model.onnx": 1}',
+    '{"model.onnx": "' + "x" * 2**25 + '"}',
+]
+
+
+@pytest.mark.parametrize("manifest", HOSTILE, ids=range(len(HOSTILE)))
 def test_a_damaged_manifest_is_written_anew(cache, manifest):
     """Whatever the manifest has become, the answer is to make the entry again."""
     ElasticSession(CHAIN, max_threads=1).close()
@@ -229,6 +238,84 @@ def test_a_cache_directory_of_someone_else_is_not_trusted(tmp_path):
     opened = open_cache(theirs)
     assert "it belongs to user 12345" in opened.note
     opened.close()
+
+
+def test_a_cache_directory_that_others_may_exchange_is_not_trusted(tmp_path):
+    """Where all may write, or in somebody else's, a directory of ours can be renamed and another put there."""
+    above = tmp_path / "above"
+    above.mkdir()
+    above.chmod(0o777)
+    opened = open_cache(above / "cache")
+    assert f"all users may write to {above}" in opened.note
+    opened.close()
+    above.chmod(0o1777)
+    assert open_cache(above / "cache").note == "", "as in /tmp, nobody else may rename it"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory to someone else")
+def test_a_cache_directory_in_that_of_someone_else_is_not_trusted(tmp_path):
+    """As with ``sudo`` that keeps HOME: what root loads must not be theirs to exchange."""
+    home = tmp_path / "home"
+    home.mkdir(mode=0o755)
+    os.chown(home, 12345, 12345)
+    opened = open_cache(home / ".cache" / "sponge")
+    assert f"{home} belongs to user 12345" in opened.note
+    opened.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a link to someone else")
+def test_a_cache_directory_through_a_link_of_someone_else_is_not_trusted(tmp_path):
+    """In /tmp anybody can have a name lead to a directory of ours; a link of our own is our business."""
+    ours = tmp_path / "ours"
+    ours.mkdir(mode=0o700)
+    link = tmp_path / "link"
+    link.symlink_to(ours)
+    assert open_cache(link).path == ours
+    os.chown(link, 12345, 12345, follow_symlinks=False)
+    opened = open_cache(link)
+    assert "it is a link made by user 12345" in opened.note
+    opened.close()
+    assert list(ours.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["linked entry", "linked weights", "second name", "open to others"])
+def test_a_saved_model_that_is_not_ours_alone_is_written_anew(cache, tmp_path, kind):
+    """What is loaded decides what is computed: links planted in the cache are replaced, not followed."""
+    ElasticSession(CHAIN, max_threads=1).close()
+    (entry,) = entries(cache)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(entry, elsewhere)
+    before = {path.name: path.read_bytes() for path in elsewhere.iterdir()}
+    weights = entry / WEIGHTS_NAME
+    if kind == "linked entry":
+        shutil.rmtree(entry)
+        entry.symlink_to(elsewhere)
+    elif kind == "open to others":
+        weights.chmod(0o666)
+    else:
+        weights.unlink()
+        (weights.symlink_to if kind == "linked weights" else weights.hardlink_to)(elsewhere / WEIGHTS_NAME)
+    with ElasticSession(CHAIN, max_threads=1) as elastic:
+        assert elastic.notes == ()
+        assert agrees(elastic)
+    assert entries(cache) == [entry]
+    for path in (entry, *entry.iterdir()):
+        status = path.lstat()
+        assert stat.S_IMODE(status.st_mode) == (0o700 if path == entry else 0o600)
+        assert path == entry or status.st_nlink == 1
+    assert {path.name: path.read_bytes() for path in elsewhere.iterdir()} == before
+
+
+def test_a_folder_of_saved_models_that_is_a_link_is_not_used(cache, tmp_path):
+    """Nothing is written outside of the cache; the model is served from its original."""
+    cache.mkdir(mode=0o700)
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    (cache / "models").symlink_to(tmp_path / "elsewhere")
+    with ElasticSession(CHAIN, max_threads=1) as elastic:
+        (note,) = elastic.notes
+        assert "models is a link or a special file" in note
+        assert agrees(elastic)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_default_cache_directory(monkeypatch):
@@ -313,6 +400,23 @@ def test_external_weights_belong_to_the_hash(tmp_path):
     assert ModelSource(path=str(path)).digest() != before
 
 
+@pytest.mark.parametrize("kind", ["absolute", "above"])
+def test_external_weights_outside_of_the_folder_are_refused(tmp_path, kind):
+    """A model is data: it may not have other files read, such as one that never ends."""
+    path = save_with_external_weights(tmp_path / "external")
+    outside = tmp_path / "outside.data"
+    (path.parent / "weights.data").rename(outside)
+    location = str(outside) if kind == "absolute" else "x/../../outside.data"
+    model = onnx.load(str(path), load_external_data=False)
+    for tensor in model.graph.initializer:
+        next(entry for entry in tensor.external_data if entry.key == "location").value = location
+    path.write_bytes(model.SerializeToString())
+    (path.parent / "x").mkdir()
+    with pytest.raises(UnsupportedModel, match="lie outside of its folder") as caught:
+        ElasticSession(path, max_threads=1)
+    assert repr(location) in str(caught.value)
+
+
 def test_external_weights_of_a_model_given_as_bytes(tmp_path):
     """The session's option says where they lie; it must reach the saving session and not the ones that load."""
     path = save_with_external_weights(tmp_path / "external")
@@ -333,4 +437,5 @@ def test_external_locations_survive_hostile_bytes():
     assert external_locations(key + b"\x81\x02" + b"n" * 257) == {"n" * 257}
     assert external_locations(key + b"\xff" * 20) == set()
     assert external_locations(key + b"\x03a\0b") == set()
+    assert external_locations(key + b"\xff") == set()
     assert external_locations(b"no weights outside") == set()

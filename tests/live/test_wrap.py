@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -155,3 +156,57 @@ def test_container_quota_limits_the_default(monkeypatch: pytest.MonkeyPatch, cac
     with sponge.wrap(models.identity(), cache_dir=cache, profile_budget_s=0.5, cpu_control="threads") as scheduler:
         assert scheduler.controller.solver.max_cores == 1.5  # type: ignore[attr-defined]
         assert scheduler.controller.solver.core_levels == (1.0, 1.5)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("max_cores", "levels"),
+    [(1.25, (1.0,)), (1.5, (1.0, 1.5)), (1.75, (1.0, 1.25, 1.5, 1.75)), (2, (1.0, 2.0)), (0.5, (0.5,))],
+)
+def test_allocations_come_as_near_to_the_cores_as_pays(
+    cache: Path, max_cores: float, levels: tuple[float, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A quarter of a core above a whole one is head-room and said to be; three quarters are used."""
+    caplog.set_level("INFO", logger="sponge")
+    options: dict[str, Any] = {**FAST, "max_cores": max_cores}
+    with sponge.wrap(models.identity(), cache_dir=cache, **options) as scheduler:
+        assert scheduler.controller.solver.core_levels == levels  # type: ignore[attr-defined]
+    assert ("is head-room" in caplog.text) == (max_cores == 1.25)
+
+
+def test_profile_belongs_to_the_request_that_it_was_measured_with(cache: Path) -> None:
+    """The time of a model with a loop is that of its input: random numbers of the same shape say nothing."""
+
+    def measured(inputs: dict[str, np.ndarray[Any, Any]]) -> bool:
+        calls: list[str] = []
+        with sponge.wrap(
+            models.loop(), inputs=inputs, cache_dir=cache, progress=lambda _, __, text: calls.append(text), **FAST
+        ):
+            return bool(calls)
+
+    few = {"x": np.zeros(1, np.float32), "rounds": np.array([1])}
+    many = {**few, "rounds": np.array([200])}
+    assert [measured(one) for one in (few, many, few, dict(reversed(few.items())))] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("kind", ["link", "second name", "open to others", "pipe"])
+def test_kept_profile_that_is_not_ours_alone_is_measured_again(tmp_path: Path, kind: str) -> None:
+    """Whatever stands in its place is neither read nor written to."""
+    tmp_path.chmod(0o700)
+    cache, elsewhere = tmp_path / "cache", tmp_path / "elsewhere"
+    sponge.wrap(models.identity(), cache_dir=cache, **FAST).close()
+    (path,) = cache.glob("profile-*.json")
+    assert path.stat().st_mode & 0o777 == 0o600
+    content = path.read_bytes().replace(b'"notes":[]', b'"notes":["planted"]')
+    elsewhere.write_bytes(content)
+    if kind == "open to others":
+        path.write_bytes(content)
+        path.chmod(0o666)
+    else:
+        path.unlink()
+        {"link": path.symlink_to, "second name": path.hardlink_to, "pipe": lambda _: os.mkfifo(path)}[kind](elsewhere)
+    sponge.wrap(models.identity(), cache_dir=cache, **FAST).close()
+    status = path.lstat()
+    assert stat.S_ISREG(status.st_mode)
+    assert (status.st_nlink, status.st_mode & 0o777) == (1, 0o600)
+    assert b"planted" not in path.read_bytes()
+    assert elsewhere.read_bytes() == content

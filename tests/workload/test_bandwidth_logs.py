@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,18 @@ def test_unreadable_file_is_a_trace_error(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(TraceError, match="not a text file"):
         load_bandwidth(binary)
+
+
+def test_files_that_are_no_logs_for_their_size_or_kind_are_refused(tmp_path: Path) -> None:
+    """A pipe, a device, a line or a file without an end."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(TraceError, match="cannot be read"):
+            load_bandwidth(path)
+    with pytest.raises(TraceError, match="line 2: expected a line of at most 10000 characters"):
+        load_bandwidth(write(tmp_path, "1\n" + "1" * 10_001))
+    with pytest.raises(TraceError, match="expected a file of at most 67108864 characters"):
+        load_bandwidth(write(tmp_path, "1\n" + ("#" * 9_999 + "\n") * 6_800))
 
 
 def test_named_format_is_not_guessed(tmp_path: Path) -> None:

@@ -29,8 +29,10 @@ import attrs
 import onnxruntime as ort
 
 from sponge.errors import UnsupportedModel
-from sponge.live.cache import CacheDirectory
+from sponge.files import open_data, write_data
+from sponge.live.cache import CacheDirectory, why_not_trusted
 from sponge.live.session_options import SessionSettings
+from sponge.profile.checks import mapping, read_json
 
 MODEL_NAME, WEIGHTS_NAME, MANIFEST_NAME = "model.onnx", "weights.bin", "manifest.json"
 FORMAT = 1
@@ -40,6 +42,7 @@ MIN_EXTERNAL_BYTES = 1024
 """Smaller tensors stay in the model file: a mapping each would cost a page of 4 KiB."""
 
 UNFINISHED = ".saving-"
+_MOST_FILES = 100
 
 _LOCATION = re.compile(rb"\x0a\x08location\x12")
 
@@ -80,7 +83,7 @@ class ModelSource:
         digest = hashlib.sha256(content)
         for path in self._external_files(content):
             digest.update(path.name.encode())
-            with open(path, "rb") as file:
+            with open_data(path) as file:
                 while chunk := file.read(1 << 22):
                     digest.update(chunk)
         return digest.hexdigest()
@@ -90,6 +93,11 @@ class ModelSource:
         for name in sorted(external_locations(content)):
             path = folder / name
             if path.is_file():
+                if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
+                    # Newer versions of ONNX Runtime refuse it too: a model is data, and names no files of others.
+                    raise UnsupportedModel(
+                        f"the model's external weights {name!r} lie outside of its folder {folder}: put them beside it"
+                    )
                 yield path
 
 
@@ -189,11 +197,16 @@ def find_saved(cache: CacheDirectory, key: str) -> Path | None:
     """Return the saved model of that key if it is there in full."""
     folder = cache.path / "models" / key
     try:
-        sizes = json.loads((folder / MANIFEST_NAME).read_text())
-        whole = all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, AttributeError):
+        sizes = mapping(read_json(folder / MANIFEST_NAME), "the manifest", most=_MOST_FILES)
+        names = [MANIFEST_NAME, *sizes]
+        if MODEL_NAME not in sizes or any(os.path.basename(name) != name for name in names):
+            return None
+        if why_not_trusted(folder) or any(why_not_trusted(folder / name) for name in names):
+            return None
+        whole_sizes = all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
         return None
-    return folder / MODEL_NAME if whole and MODEL_NAME in sizes else None
+    return folder / MODEL_NAME if whole_sizes else None
 
 
 def save(cache: CacheDirectory, key: str, source: ModelSource, settings: SessionSettings) -> Path:
@@ -204,6 +217,8 @@ def save(cache: CacheDirectory, key: str, source: ModelSource, settings: Session
     """
     models = cache.path / "models"
     models.mkdir(mode=0o700, exist_ok=True)
+    if problem := why_not_trusted(models):
+        raise OSError(f"{models} cannot be used: {problem}")
     _remove_leftovers(models)
     work = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=models))  # mode 0700
     try:
@@ -213,9 +228,8 @@ def save(cache: CacheDirectory, key: str, source: ModelSource, settings: Session
         for file in work.iterdir():
             file.chmod(0o600)
             sizes[file.name] = file.stat().st_size
-        manifest = work / MANIFEST_NAME
-        manifest.touch(mode=0o600)
-        manifest.write_text(json.dumps(sizes))
+            _flush(file)  # after a crash of the machine weights of the right size might be zeros
+        write_data(work / MANIFEST_NAME, json.dumps(sizes).encode())
         final = models / key
         for _ in range(2):
             try:
@@ -224,14 +238,30 @@ def save(cache: CacheDirectory, key: str, source: ModelSource, settings: Session
             except OSError:
                 if find_saved(cache, key) is not None:
                     break
-                # An incomplete entry (a full disk, a crash) is in the way.
-                shutil.rmtree(final, ignore_errors=True)
+                # An incomplete entry (a full disk, a crash), or something that is not ours, is in the way.
+                _clear(final)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     saved = find_saved(cache, key)
     if saved is None:
         raise OSError(f"the optimised model could not be kept in {final}")
     return saved
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _clear(path: Path) -> None:
+    """Remove what is there; of a link, the link."""
+    if path.is_symlink() or path.is_file():
+        with contextlib.suppress(OSError):
+            path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove_leftovers(models: Path) -> None:

@@ -21,7 +21,8 @@ import numpy as np
 from sponge.core.latency import LatencyModel
 from sponge.core.settings import Settings
 from sponge.core.solver import Solver
-from sponge.live.cache import open_cache
+from sponge.errors import ProfileMismatch
+from sponge.live.cache import open_cache, why_not_trusted
 from sponge.live.cgroup import CgroupScaler
 from sponge.live.profiler import Profiler, Progress
 from sponge.live.scalers import CpuScaler, best_scaler
@@ -60,7 +61,9 @@ def wrap(
         closed with the scheduler; what was given stays the caller's.
     max_cores
         Most cores of all batches together [cores]; by default what this process may use: its CPUs, or its container's
-        quota if that is less.
+        quota if that is less. Allocations are whole numbers, or halves or quarters if this is one. What is less than
+        half a core above a whole number (the quarter of 1.25) serves as head-room of the quota and is not planned
+        with: a thread that gets a quarter of a core only holds up the one that has a whole one.
     max_batch_size
         By default the largest batch that was profiled.
     max_lanes
@@ -139,7 +142,7 @@ def wrap(
             max_cores=max_cores,
             max_batch_size=_largest_batch(profile, session, max_batch_size),
             min_cores=min(1.0, max_cores),
-            core_step=1.0 if max_cores == int(max_cores) else 0.5,
+            core_step=_core_step(max_cores),
             max_lanes=max_lanes,
         )
         session.reserve(max_lanes)
@@ -154,6 +157,17 @@ def _usable_cores() -> float:
     """Cores that this process may use: its CPUs, or the quota of the container it runs in."""
     quota = CgroupScaler.probe().container_quota_cores
     return float(max(min(available_cpus(), quota), 0.1))
+
+
+def _core_step(max_cores: float) -> float:
+    """Return the step of allocations that comes near to *max_cores*: 1, 1/2 or 1/4 core."""
+    fraction = max_cores - int(max_cores)
+    step = 1.0 if fraction == 0 else 0.5 if fraction < 0.75 else 0.25
+    lowest = min(1.0, max_cores)
+    planned = lowest + int((max_cores - lowest) / step) * step
+    if planned < max_cores:
+        _log.info("of max_cores=%g, %g cores are planned with; the rest is head-room", max_cores, planned)
+    return step
 
 
 def _largest_batch(profile: Profile, session: ElasticSession, asked: int | None) -> int:
@@ -188,20 +202,38 @@ def _cached_profile(
         "max_cores": max_cores,
         "max_lanes": max_lanes,
         "shapes": {name: list(shape) for name, shape in sorted((shapes or {}).items())},
+        "inputs": _digest(inputs),
     }
     key = hashlib.sha256(json.dumps(set_up, sort_keys=True).encode()).hexdigest()[:24]
     path = cache.path / f"profile-{key}.json"
     with _locked(path.with_suffix(".lock")):
-        if path.exists():
-            try:
+        try:
+            problem = why_not_trusted(path)
+            if not problem:
                 return Profile.load(path, expect={"model_hash": session.model_hash})
-            except ValueError as error:
-                _log.warning("the cached profile is measured again: %s", error)
+        except FileNotFoundError:
+            problem = ""
+        except (ValueError, ProfileMismatch) as error:
+            problem = str(error)
+        if problem:
+            _log.warning("the cached profile is measured again: %s", problem)
         profile = Profiler(
             session, scaler=scaler, shapes=shapes, inputs=inputs, budget_s=budget_s, progress=progress
         ).run()
         profile.save(path)
         return profile
+
+
+def _digest(inputs: Mapping[str, np.ndarray[Any, Any]] | None) -> str:
+    """Return a hash of a request: how long a model takes may depend on what it is given, not on its shape alone."""
+    if inputs is None:
+        return ""
+    digest = hashlib.sha256()
+    for name, array in sorted(inputs.items()):
+        array = np.asarray(array)
+        content = repr(array.tolist()).encode() if array.dtype.hasobject else np.ascontiguousarray(array).tobytes()
+        digest.update(repr((name, array.dtype.str, array.shape, len(content))).encode() + content)
+    return digest.hexdigest()
 
 
 @contextmanager

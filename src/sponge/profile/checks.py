@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import stat
+import reprlib
 from typing import Any
 
-MAX_FILE_BYTES = 64 * 2**20
+from sponge.files import read_data
+
+MAX_FILE_BYTES = 16 * 2**20
+"""More than two million samples; JSON can take 25 times its size in memory."""
 MAX_TEXT = 4_096
 
 
@@ -17,18 +20,14 @@ def read_json(path: str | os.PathLike[str]) -> object:
     Raises
     ------
     ValueError
-        If it is no regular file, too large, or no JSON (NaN and infinities are none).
+        If it is no regular file, too large, or no JSON (NaN and infinities are none, nor is an object that has a
+        member twice).
     OSError
         If it cannot be read.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: a pipe would block
-        raise ValueError("it is not a regular file")
-    with open(path, "rb") as file:
-        content = file.read(MAX_FILE_BYTES + 1)
-    if len(content) > MAX_FILE_BYTES:
-        raise ValueError(f"it is larger than {MAX_FILE_BYTES} bytes")
+    content = read_data(path, MAX_FILE_BYTES).decode("utf-8")
     try:
-        return json.loads(content.decode("utf-8"), parse_constant=_no_constant)
+        return json.loads(content, parse_constant=_no_constant, object_pairs_hook=_object)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
@@ -37,9 +36,23 @@ def _no_constant(name: str) -> object:
     raise ValueError(f"{name} is not a number of JSON")
 
 
+def _object(members: list[tuple[str, object]]) -> dict[str, object]:
+    """Return an object; of two members of one name it would not be clear which counts."""
+    found: dict[str, object] = {}
+    for name, value in members:
+        if name in found:
+            raise ValueError(f"{short(name)} is there twice in an object")
+        found[name] = value
+    return found
+
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxother, _REPR.maxlong = 2, 60, 60, 60
+
+
 def short(value: object) -> str:
-    """Return a value's repr, cut to a line of an error message."""
-    text = repr(value)
+    """Return a value's repr, cut to a line of an error message; that of a large value is not made in full."""
+    text = _REPR.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

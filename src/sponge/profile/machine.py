@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import platform
 from importlib import metadata
@@ -36,6 +37,6 @@ def package_versions() -> dict[str, str]:
         try:
             versions[name] = metadata.version(package)
         except metadata.PackageNotFoundError:  # another distribution of the same package, such as a GPU build
-            module = __import__(name)
+            module = importlib.import_module(name)
             versions[name] = str(getattr(module, "__version__", "unknown"))
     return versions

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -21,6 +20,7 @@ import numpy as np
 from sponge.core.fitting import Estimate
 from sponge.core.percentiles import estimate_cells
 from sponge.errors import ProfileMismatch
+from sponge.files import write_data
 from sponge.profile import checks
 
 if TYPE_CHECKING:
@@ -263,19 +263,13 @@ class Profile:
         ------
         OSError
             If it cannot be written.
+        ValueError
+            If it is larger than what `load` reads.
         """
-        target = os.path.abspath(os.fspath(path))
-        text = json.dumps(self.to_dict(), allow_nan=False, separators=(",", ":"), ensure_ascii=False)
-        descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(target), prefix=".profile-")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        content = json.dumps(self.to_dict(), allow_nan=False, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(content) > checks.MAX_FILE_BYTES:
+            raise ValueError(f"cells must fit into {checks.MAX_FILE_BYTES} bytes of JSON, these take {len(content)}")
+        write_data(path, content)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, force: bool = False, expect: Expected | None = None) -> Profile:

@@ -2,28 +2,34 @@
 
 The formats are told apart by their first line. A file is either understood as a whole or refused with a
 `TraceError` that names the line: a log that is silently half read would make every figure drawn from it
-wrong.
+wrong. It is read line by line, so a file of any kind takes little more memory than the trace made of it.
 """
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import os
+from array import array
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Literal, TypeAlias
 
 import attrs
 import numpy as np
 
 from sponge.errors import TraceError
+from sponge.files import open_data
 from sponge.workload.bandwidth import BandwidthTrace
 
 LogFormat: TypeAlias = Literal["auto", "ghent", "mahimahi", "csv"]
 
 MAHIMAHI_PACKET_BYTES = 1500
 """What one line of a packet-delivery file delivers: a full Ethernet frame, as ``mm-link`` defines it."""
+
+MAX_FILE_CHARACTERS = 2**26
+"""Ten minutes of packets at 100 Mbit/s are half of it."""
+MAX_LINE_CHARACTERS = 10_000
 
 _BYTES_PER_S_OF = {
     "bytes_per_s": 1.0,
@@ -72,23 +78,43 @@ def load_bandwidth(path: str | os.PathLike[str], format: LogFormat = "auto") -> 
         raise ValueError(f"format must be 'auto' or one of {', '.join(_READERS)}, got {format!r}")
     name = os.fspath(path)
     try:
-        text = Path(name).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TraceError(f"{name}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
+        file = io.TextIOWrapper(open_data(name), encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise TraceError(f"{name}: cannot be read ({error})") from error
-    lines = [
-        _Line(file=name, number=number, text=line.strip())
-        for number, line in enumerate(text.split("\n"), start=1)
-        if line.strip() and not line.lstrip().startswith("#")
-    ]
-    if not lines:
-        raise TraceError(f"{name}: holds no data, expected a bandwidth log")
-    reader = _READERS[_guess(lines[0]) if format == "auto" else format]
-    try:
-        return reader(lines)
-    except ValueError as error:
-        raise TraceError(f"{name}: {error}") from error
+    with file:
+        try:
+            if os.fstat(file.fileno()).st_size > MAX_FILE_CHARACTERS:
+                raise TraceError(f"{name}: expected a file of at most {MAX_FILE_CHARACTERS} characters, got more")
+            lines = _lines(name, file)
+            first = next(lines, None)
+            if first is None:
+                raise TraceError(f"{name}: holds no data, expected a bandwidth log")
+            reader = _READERS[_guess(first) if format == "auto" else format]
+            return reader(itertools.chain([first], lines))
+        except UnicodeDecodeError as error:
+            raise TraceError(f"{name}: not a text file in UTF-8 ({error.reason})") from error
+        except OSError as error:
+            raise TraceError(f"{name}: cannot be read ({error})") from error
+        except ValueError as error:
+            raise TraceError(f"{name}: {error}") from error
+
+
+def _lines(name: str, file: io.TextIOWrapper) -> Iterator[_Line]:
+    """Return the lines that hold data, one at a time."""
+    read = 0
+    for number in itertools.count(1):
+        line = file.readline(MAX_LINE_CHARACTERS + 1)
+        if not line:
+            return
+        read += len(line)
+        if len(line) > MAX_LINE_CHARACTERS or read > MAX_FILE_CHARACTERS:
+            what, most = (
+                ("line", MAX_LINE_CHARACTERS) if len(line) > MAX_LINE_CHARACTERS else ("file", MAX_FILE_CHARACTERS)
+            )
+            raise TraceError(f"{name}, line {number}: expected a {what} of at most {most} characters, got more")
+        stripped = line.strip()
+        if stripped and not stripped.startswith("#"):
+            yield _Line(file=name, number=number, text=stripped)
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -127,9 +153,9 @@ def _guess(line: _Line) -> str:
     )
 
 
-def _ghent(lines: list[_Line]) -> BandwidthTrace:
+def _ghent(lines: Iterator[_Line]) -> BandwidthTrace:
     expected = "six numbers: epoch ms, ms since start, latitude, longitude, bytes and ms (> 0) since the last line"
-    durations_s, rates = [], []
+    durations_s, rates = array("d"), array("d")
     for line in lines:
         fields = line.text.split()
         if len(fields) != 6:
@@ -144,18 +170,15 @@ def _ghent(lines: list[_Line]) -> BandwidthTrace:
     return BandwidthTrace(times_s=edges_s[:-1], bytes_per_s=rates, end_s=edges_s[-1])
 
 
-def _mahimahi(lines: list[_Line]) -> BandwidthTrace:
+def _mahimahi(lines: Iterator[_Line]) -> BandwidthTrace:
     expected = "a whole number of milliseconds, not less than the one before"
-    edges_ms: list[int] = [0]
-    packets: list[int] = []
+    edges_ms, packets = array("q", [0]), array("q")
     for milliseconds, group in itertools.groupby(_milliseconds(lines, expected), key=lambda ms: max(ms, 1)):
         if milliseconds - 1 > edges_ms[-1]:
             edges_ms.append(milliseconds - 1)
             packets.append(0)
         edges_ms.append(milliseconds)
         packets.append(sum(1 for _ in group))
-    if lines[-1].text.lstrip("0") == "":
-        raise lines[-1].wrong("a last opportunity after millisecond 0: the trace loops there")
     return BandwidthTrace(
         times_s=np.array(edges_ms[:-1], dtype=np.float64) / 1000,
         bytes_per_s=np.array(packets, dtype=np.float64) * MAHIMAHI_PACKET_BYTES * 1000,
@@ -163,22 +186,25 @@ def _mahimahi(lines: list[_Line]) -> BandwidthTrace:
     )
 
 
-def _milliseconds(lines: list[_Line], expected: str) -> Iterator[int]:
+def _milliseconds(lines: Iterator[_Line], expected: str) -> Iterator[int]:
     last = 0
+    line: _Line | None = None
     for line in lines:
         # Thirteen digits are 300 years; more would be a number of another kind.
         if not (line.text.isascii() and line.text.isdigit() and len(line.text) <= 13 and int(line.text) >= last):
             raise line.wrong(expected)
         last = int(line.text)
         yield last
+    if line is not None and last == 0:
+        raise line.wrong("a last opportunity after millisecond 0: the trace loops there")
 
 
-def _csv(lines: list[_Line]) -> BandwidthTrace:
-    delimiter = _delimiter(lines[0].text)
-    time_at, seconds, rate_at, bytes_per_s, width = _header(lines[0], delimiter)
-    times_s: list[float] = []
-    rates: list[float] = []
-    for line in lines[1:]:
+def _csv(lines: Iterator[_Line]) -> BandwidthTrace:
+    header = next(lines)
+    delimiter = _delimiter(header.text)
+    time_at, seconds, rate_at, bytes_per_s, width = _header(header, delimiter)
+    times_s, rates = array("d"), array("d")
+    for line in lines:
         expected = f"{width} fields, with a time greater than the last and a bandwidth ≥ 0"
         fields = [field.strip().strip('"') for field in line.text.split(delimiter)]
         if len(fields) != width:
@@ -189,7 +215,7 @@ def _csv(lines: list[_Line]) -> BandwidthTrace:
         times_s.append(time * seconds)
         rates.append(rate * bytes_per_s)
     if not times_s:
-        raise TraceError(f"{lines[0].file}, line {lines[0].number}: expected lines of data after the header, got none")
+        raise TraceError(f"{header.file}, line {header.number}: expected lines of data after the header, got none")
     last_step_s = times_s[-1] - times_s[-2] if len(times_s) > 1 else 1.0
     starts_s = np.array(times_s) - times_s[0]
     return BandwidthTrace(times_s=starts_s, bytes_per_s=rates, end_s=starts_s[-1] + last_step_s)
@@ -209,7 +235,7 @@ def _delimiter(header: str) -> str:
     return max(",;\t", key=header.count)
 
 
-_READERS: dict[str, Callable[[list[_Line]], BandwidthTrace]] = {
+_READERS: dict[str, Callable[[Iterator[_Line]], BandwidthTrace]] = {
     "ghent": _ghent,
     "mahimahi": _mahimahi,
     "csv": _csv,
