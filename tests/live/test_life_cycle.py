@@ -431,8 +431,10 @@ def test_starting_and_closing_leaves_nothing() -> None:
 
 def run_cycles(times: int) -> list[dict[str, float]]:
     """Start and close as many schedulers in another process; return what it held before, and after each."""
+    # ONNX Runtime's telemetry starts threads and opens sockets now and then.
+    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
     command = [sys.executable, "-m", "tests.live.cycles", str(times)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=3000, check=False, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3000, check=False, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     held: list[dict[str, float]] = json.loads(done.stdout)
     assert len(held) == times + 1
