@@ -101,6 +101,22 @@ def test_quota_above_changes_while_serving(tmp_path: Path, caplog: pytest.LogCap
     assert caplog.text.count(BEGINS) == (PROBE.cgroup_version == 1)
 
 
+@pytest.mark.skipif(PROBE.cgroup_version != 2, reason="in version 1 there is no such switch")
+def test_controller_switched_off_by_somebody_else_is_switched_on_again(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The group is still there, with our threads, but has no quota any more."""
+    before = service.scaler.directory
+    with open(f"{HOME}/cgroup.subtree_control", "w") as file:
+        file.write("-cpu")
+    assert not os.path.exists(f"{before}/cpu.max")
+    service.serve_until(lambda one: one.cpu_control_errors > 0 and not one.cpu_control_fault)
+    assert not os.path.exists(before)
+    assert threads_in(service.scaler.directory) == service.thread_ids
+    assert quota_in_force(service.scaler.directory) == TWO_CORES_US
+    assert (caplog.text.count(BEGINS), caplog.text.count(ENDS)) == (1, 1)
+
+
 def test_two_schedulers_in_one_process_fail_alone(service: Service, tmp_path: Path) -> None:
     """Each has its own group; what befalls one does not touch the other."""
     with Service(tmp_path / "other") as other:

@@ -9,7 +9,8 @@ and qemu boots both. Needs ``qemu-system-x86_64``, ``busybox`` (static), ``cpio`
     python tests/stress/v2_kernel.py
 
 Scenarios: a process in the root group; in a child group that has cpu and memory; an unprivileged user in a delegated
-group; an unprivileged user without one.
+group; an unprivileged user without one. Real models are served there too, while groups are removed, quotas changed,
+mounts made read-only and processes killed (tests/live/test_cgroup_faults.py).
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from importlib import metadata
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PACKAGES = ["attrs", "cgroupspy", "hypothesis", "pytest"]
+PACKAGES = ["attrs", "cgroupspy", "hypothesis", "numpy", "onnx", "onnxruntime", "pytest"]
 APPLETS = ["sh", "mount", "umount", "unshare", "mkdir", "cat", "echo", "chown", "sleep", "poweroff", "ls", "uname"]
 TESTS = "tests/live/test_cgroup_probe.py tests/live/test_scalers.py"
-QUOTA_TESTS = "tests/live/test_cgroup_scaler.py tests/live/test_cgroup_v2.py"
+QUOTA_TESTS = "tests/live/test_cgroup_scaler.py tests/live/test_cgroup_v2.py tests/live/test_cgroup_faults.py"
 SCENARIOS = ["root-group", "child-group", "delegated-user", "unprivileged-user"]
 
 INIT = r"""#!/bin/sh
@@ -195,7 +196,7 @@ def copy_packages(target: Path) -> None:
 def boot(kernel: Path, image: Path, timeout: float) -> str:
     """Boot the image in emulation, show what its console says, and return it."""
     command = [
-        *("qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "1G", "-nic", "none"),
+        *("qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "3G", "-nic", "none"),
         *("-nographic", "-no-reboot", "-kernel", str(kernel), "-initrd", str(image)),
         *("-append", "console=ttyS0 quiet panic=-1 rdinit=/init"),
     ]

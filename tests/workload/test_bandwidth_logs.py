@@ -132,6 +132,23 @@ def test_files_that_are_no_logs_for_their_size_or_kind_are_refused(tmp_path: Pat
         load_bandwidth(write(tmp_path, "1\n" + ("#" * 9_999 + "\n") * 6_800))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1 1 1 1 5 5e-324\n",
+        "1 1 1 1 5 1e308\n1 1 1 1 5 1e308\n",
+        "time_s,mbps\n0,1\n1e308,1\n",
+        "time_s,mbps\n-1e308,1\n1e308,1\n",
+        "time_s,mbps\n0,1e308\n1,1e308\n",
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_numbers_at_the_ends_of_what_a_float_holds_are_refused(tmp_path: Path, text: str) -> None:
+    """Neither a division by zero nor an infinity, nor a warning of one; such files were found by fuzzing."""
+    with pytest.raises(TraceError, match=r"expected|must be"):
+        load_bandwidth(write(tmp_path, text))
+
+
 def test_named_format_is_not_guessed(tmp_path: Path) -> None:
     """A file of another format than was said is an error, not a surprise."""
     path = write(tmp_path, GHENT)

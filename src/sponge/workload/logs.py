@@ -20,7 +20,7 @@ import numpy as np
 
 from sponge.errors import TraceError
 from sponge.files import open_data
-from sponge.workload.bandwidth import BandwidthTrace
+from sponge.workload.bandwidth import MAX_TIME_S, BandwidthTrace
 
 LogFormat: TypeAlias = Literal["auto", "ghent", "mahimahi", "csv"]
 
@@ -30,6 +30,8 @@ MAHIMAHI_PACKET_BYTES = 1500
 MAX_FILE_CHARACTERS = 2**26
 """Ten minutes of packets at 100 Mbit/s are half of it."""
 MAX_LINE_CHARACTERS = 10_000
+SHORTEST_STEP_MS = 1e-6
+"""Less is no time between two lines of a log, and the bandwidth would be a division by nothing."""
 
 _BYTES_PER_S_OF = {
     "bytes_per_s": 1.0,
@@ -162,7 +164,7 @@ def _ghent(lines: Iterator[_Line]) -> BandwidthTrace:
             raise line.wrong(expected)
         values = line.floats(fields, expected)
         size_bytes, milliseconds = values[4], values[5]
-        if size_bytes < 0 or milliseconds <= 0:
+        if size_bytes < 0 or not SHORTEST_STEP_MS <= milliseconds <= MAX_TIME_S * 1000:
             raise line.wrong(expected)
         durations_s.append(milliseconds / 1000)
         rates.append(size_bytes / (milliseconds / 1000))
@@ -210,7 +212,7 @@ def _csv(lines: Iterator[_Line]) -> BandwidthTrace:
         if len(fields) != width:
             raise line.wrong(expected)
         time, rate = line.floats([fields[time_at], fields[rate_at]], expected)
-        if rate < 0 or (times_s and time * seconds <= times_s[-1]):
+        if rate < 0 or abs(time) * seconds > MAX_TIME_S or (times_s and time * seconds <= times_s[-1]):
             raise line.wrong(expected)
         times_s.append(time * seconds)
         rates.append(rate * bytes_per_s)

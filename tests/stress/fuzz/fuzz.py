@@ -16,6 +16,7 @@ import json
 import math
 import sys
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -254,7 +255,9 @@ def main() -> None:
     shown = [f"-dict={folder / 'words'}", f"-seed={options.seed}", "-print_final_stats=1", "-verbosity=0"]
 
     def run(data: bytes) -> None:
-        target.run(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # as services may have it
+            target.run(data)
         counts["inputs"] += 1
         if counts["inputs"] & (counts["inputs"] - 1) == 0:  # libFuzzer leaves without a goodbye
             print(f"{options.target}: {dict(counts)}", flush=True)
