@@ -46,6 +46,9 @@ ROUNDS = 2
 """How often each contender is started: its repeats are shared out, so that the machine's moods are too."""
 POISON_RATE_RPS, POISON_EVERY, POISON_BUDGET_S = 150.0, 1000, 0.25
 CAPACITY_S = 4.0
+PLAIN_S = 2.0
+STARTS = 3
+SMALL_REPEATS = 3
 SECTIONS = ("loads", "limited", "plain", "faults", "poison")
 
 
@@ -94,18 +97,21 @@ class Race:
 
     @contextlib.contextmanager
     def started(self, contender: Contender, model: str, **changed: Any) -> Iterator[Running]:
-        """Start a contender, twice if need be (pytriton allows its processes one second to meet), and warm it."""
+        """Start a contender, again if need be (pytriton allows its processes one second to meet), and warm it."""
         settings = self.settings(contender, model) | changed
         log = self.folder / "logs" / f"{contender.name}.txt"
         log.parent.mkdir(exist_ok=True)
-        try:
-            running = Running(contender, settings, self.folder, log)
-        except ContenderFailed as failure:
-            say(f"{failure}; once more")
-            running = Running(contender, settings, self.folder, log)
-        with running:
+        with self._start(contender, settings, log) as running:
             running.warm_up(BATCH)
             yield running
+
+    def _start(self, contender: Contender, settings: dict[str, Any], log: Path) -> Running:
+        for _ in range(STARTS - 1):
+            try:
+                return Running(contender, settings, self.folder, log)
+            except ContenderFailed as failure:
+                say(f"{failure}; once more")
+        return Running(contender, settings, self.folder, log)
 
     def measure_capacity(self) -> None:
         """Ask `session.run` on all cores for as many answers as it can give."""
@@ -156,7 +162,7 @@ class Race:
                 if "limited" in sections and contender.lane == HTTP and not contender.is_sponge:
                     self._limited(running, repeat)
                 if "plain" in sections:
-                    rate = _throughput(running, self.options.duration_s)
+                    rate = _throughput(running, PLAIN_S)
                     self.others["plain"][contender.name].append({"detector": rate})
             if "faults" in sections:
                 self._faults(running)
@@ -200,9 +206,9 @@ class Race:
     def _race_small(self, contender: Contender) -> None:
         """The small model: how many answers, and one poisonous input in a thousand."""
         with self.started(contender, "small") as running:
-            for repeat in range(self.options.repeats):
+            for repeat in range(min(SMALL_REPEATS, self.options.repeats)):
                 if "plain" in self.options.sections:
-                    rate = _throughput(running, self.options.duration_s)
+                    rate = _throughput(running, PLAIN_S)
                     self.others["plain"][contender.name].append({"small": rate})
                 if "poison" in self.options.sections:
                     self._poison(running, repeat)
@@ -258,7 +264,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peers", nargs="+", choices=names, metavar="NAME", help=f"only these of {', '.join(names)}")
     parser.add_argument("--loads", nargs="+", type=float, default=LOADS, help="shares of the capacity")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--duration-s", type=float, default=3.0, help="of each run")
+    parser.add_argument("--duration-s", type=float, default=2.6, help="of each run")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--json", type=Path, help="write everything that was measured")
     parser.add_argument("--markdown", type=Path, help="write the tables, too")

@@ -1,26 +1,27 @@
-"""sponge behind uvicorn, as its documentation says: the middleware finds the deadline and tells how requests end."""
+"""sponge behind uvicorn: a plain ASGI application in the middleware that finds deadlines and tells how requests end."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import uvicorn
 from contender import ONE, picture
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 import sponge
-from sponge.integrations.asgi import DeadlineMiddleware, infer
+from sponge.integrations.asgi import DeadlineMiddleware, infer, send_bytes
 
 
-async def answer(request: Request) -> Response:
-    answers, *_ = await infer(request, scheduler, {"picture": picture(await request.body())[None]})
-    return Response(answers.tobytes(), media_type="application/octet-stream")
+async def answer(scope: Any, receive: Any, send: Any) -> None:
+    chunks, more = [], True
+    while more:
+        message = await receive()
+        chunks.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    answers, *_ = await infer(scope, scheduler, {"picture": picture(b"".join(chunks))[None]})
+    await send_bytes(send, 200, answers.tobytes(), kind="application/octet-stream")
 
 
 if __name__ == "__main__":
-    app = Starlette(routes=[Route("/infer", answer, methods=["POST"])])
-    app.add_middleware(DeadlineMiddleware)
     with sponge.wrap(
         ONE["model"],
         max_cores=ONE["cores"],
@@ -28,4 +29,5 @@ if __name__ == "__main__":
         shapes={"picture": ONE["shape"]},
         cache_dir=ONE["cache"],
     ) as scheduler:
-        uvicorn.run(app, host="127.0.0.1", port=ONE["port"], log_level="warning", access_log=False)
+        app = DeadlineMiddleware(answer)
+        uvicorn.run(app, host="127.0.0.1", port=ONE["port"], log_level="warning", access_log=False, lifespan="off")
