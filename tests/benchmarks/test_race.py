@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,15 @@ PEERS = Path(__file__).resolve().parents[2] / "benchmarks" / "peers"
 
 @pytest.fixture
 def part(monkeypatch):
-    """Imports one of the race's modules, as its programs do."""
+    """Imports one of the race's modules, as its programs do; other benchmarks have modules of the same names."""
+    ours = {path.stem for path in PEERS.glob("*.py")}
+    others = {name: sys.modules.pop(name) for name in ours & set(sys.modules)}
     monkeypatch.syspath_prepend(str(PEERS))
     monkeypatch.setenv("RACE_CONTENDER", json.dumps({"protocol": "kserve", "port": 1, "model": "m.onnx", "shape": [2]}))
-    return importlib.import_module
+    yield importlib.import_module
+    for name in ours & set(sys.modules):
+        del sys.modules[name]
+    sys.modules.update(others)
 
 
 class FewPictures:
