@@ -249,6 +249,42 @@ def test_forked_child_is_told_and_touches_nothing(loop: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_session_in_a_forked_child_refuses_to_run(loop: Path, tmp_path: Path) -> None:
+    """Its pools have no threads there; and a directory that it made for its files stays the parent's."""
+    open_to_all = tmp_path / "cache"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    script = """
+from pathlib import Path
+from sponge.live.session import ElasticSession
+session = ElasticSession(sys.argv[1], max_threads=4, cache_dir=sys.argv[2])
+directory = session._factory._cache.path
+assert directory != Path(sys.argv[2]), "a temporary one stands in"
+sys.stdout.flush()
+child = os.fork()
+if child == 0:
+    for threads in (1, 4):
+        try:
+            session.run(slow(1), threads=threads)
+        except RuntimeError as error:
+            assert str(error).startswith(f"the ElasticSession belongs to process {os.getppid()}: make one in each")
+        else:
+            sys.exit(1)
+    session.close()
+    del session
+    sys.exit(7)
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+assert directory.is_dir()
+session.run(slow(1), threads=4)
+session.close()
+assert not directory.exists()
+print(code)
+"""
+    done = run_script(script, loop, open_to_all)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "7"
+
+
 def test_fork_while_threads_are_at_work(loop: Path) -> None:
     """Whatever lock another thread holds at the fork, the child is not caught by it."""
     script = """

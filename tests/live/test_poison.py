@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
@@ -461,6 +462,28 @@ def test_who_waits_for_a_hanging_model_is_told(sessions: Any) -> None:
     assert not hanging.done()
     assert scheduler.close()
     assert hanging.done()
+
+
+def test_lane_outlives_whatever_goes_wrong_in_it(sessions: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A clock of the user's own that fails once: the request that it hits has an error, and the next is served."""
+    fail = threading.Event()
+
+    def clock() -> float:
+        if fail.is_set() and threading.current_thread().name == "frail-lane-0":
+            fail.clear()
+            raise OSError("the clock is not there")
+        return time.monotonic()
+
+    with Scheduler(sessions("identity"), solver(), slo_s=60, clock=clock, name="frail") as scheduler:
+        assert scheduler.submit({"x": GOOD}).result(60)
+        assert scheduler._engine.wait_until_idle(Tick(), 60)
+        fail.set()
+        with pytest.raises(ModelError, match="the clock is not there"):
+            scheduler.submit({"x": GOOD}).result(60)
+        assert scheduler.submit({"x": GOOD}).result(60)
+        statistics = scheduler.statistics()
+    assert (statistics.met, statistics.failed, statistics.running) == (2, 1, 0)
+    assert "in the midst of a batch" in caplog.text
 
 
 # -- many shapes -------------------------------------------------------------------------------------------------------

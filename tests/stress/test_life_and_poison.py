@@ -21,8 +21,8 @@ pytestmark = pytest.mark.stress
 
 SETTLED = 300
 """Cycles after which the allocator has found its size."""
-GROWTH_MIB = 4.0
-"""What seven hundred more may add; one leaked session of each would be more than 1 MiB a cycle."""
+GROWTH_MIB = 2.0
+"""What seven hundred more may add [MiB]: three kilobytes each."""
 
 
 def test_a_thousand_starts_leave_nothing() -> None:

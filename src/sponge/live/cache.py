@@ -33,6 +33,11 @@ class CacheDirectory:
         if self.owner is not None:
             self.owner.cleanup()
 
+    def leave_to_parent(self) -> None:
+        """In a forked child: leave a temporary directory to the parent, which still uses it."""
+        if self.owner is not None:
+            self.owner._finalizer.detach()  # type: ignore[attr-defined]
+
 
 def default_cache_path() -> Path:
     """Return ``$SPONGE_CACHE_DIR``, or the folder ``sponge`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""

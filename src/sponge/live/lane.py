@@ -154,27 +154,39 @@ class Lane:
             if batch is None:
                 self._ended_cpu_s = time.thread_time()
                 return
-            service_s = None
-            try:
-                service_s = self._serve(batch)
-            finally:
-                self._finished(self.index, service_s)
+            self._run_batch(batch)
+
+    def _run_batch(self, batch: Batch) -> None:
+        """Serve a batch and say that the lane is free; nothing that goes wrong may end the thread or lose a request."""
+        service_s = None
+        try:
+            service_s = self._serve(batch)
+        except BaseException as error:
+            _log.exception("lane %d failed in the midst of a batch", self.index)
+            for entry in self.serving:
+                if not entry.future.done():
+                    self._fail(entry, error.with_traceback(None))
+        self.running = 0
+        self.serving = ()
+        try:
+            self._finished(self.index, service_s)
+        except BaseException:  # the engine has the event all the same
+            _log.exception("handling the end of a batch of lane %d failed", self.index)
 
     def _serve(self, batch: Batch) -> float | None:
         """Run what has not been cancelled; return the service time if the batch ran as planned [s]."""
         started_at = self._watch()
-        entries = [entry for entry in map(self._take, batch.request_ids) if entry is not None and self._claim(entry)]
+        self.serving = [entry for entry in map(self._take, batch.request_ids) if entry is not None]
+        entries = [entry for entry in self.serving if self._claim(entry)]
         if not entries:
             return None
         rows = sum(entry.rows for entry in entries)
         self.batches += 1
         self.rows += rows
         self.running = len(entries)
-        self.serving = entries
         one_by_one = len(entries) > 1 and not self._session.separable
         service_s = (self._one_by_one if one_by_one else self._attempt)(batch, entries, rows)
         self.running = 0
-        self.serving = ()
         if self._runs is not None:
             self._observers.served(ServedBatch(batch=batch, started_at=started_at, runs=tuple(self._runs)))
         return service_s if rows == batch.rows else None

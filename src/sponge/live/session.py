@@ -19,6 +19,7 @@ import logging
 import os
 import queue
 import threading
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NoReturn, TypeAlias
@@ -125,6 +126,9 @@ class ElasticSession:
         self._build_lock = threading.Lock()
         self._run_options = ort.RunOptions()
         self._closed = False
+        self._why_closed = "the ElasticSession is closed"
+        self._pid = os.getpid()
+        _sessions.add(self)
         # Per width the sessions that no run has borrowed, as their bound `run`; None in place of one means closed.
         self._free: dict[int, queue.SimpleQueue[Any]] = {width: queue.SimpleQueue() for width in self.widths}
         self._built = dict.fromkeys(self.widths, 0)
@@ -210,7 +214,7 @@ class ElasticSession:
         run = free.get()
         if run is None:
             free.put(None)  # for the next who waits
-            raise RuntimeError("the ElasticSession is closed")
+            raise RuntimeError(self._why_closed)
         try:
             outputs = run(self._output_names, inputs, self._run_options)
         finally:
@@ -264,7 +268,7 @@ class ElasticSession:
                 for _ in range(self._built[width]):
                     borrowed.append(self._free[width].get())
                     if borrowed[-1] is None:
-                        raise RuntimeError("the ElasticSession is closed")
+                        raise RuntimeError(self._why_closed)
                 for run, example in itertools.product(borrowed, examples):
                     outputs = run(self._output_names, example, None)
                     if self.separable and part(outputs, [len(next(iter(example.values())))]) is None:
@@ -292,7 +296,7 @@ class ElasticSession:
         _at_least_one("max_lanes", max_lanes)
         with self._build_lock:
             if self._closed:
-                raise RuntimeError("the ElasticSession is closed")
+                raise RuntimeError(self._why_closed)
             missing = {
                 width: self._lanes(width, max_lanes) - self._built[width]
                 for width in self.widths
@@ -334,6 +338,17 @@ class ElasticSession:
             self._workers.forget()
             borrowed.clear()
             self._factory.close()
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: refuse to run, for the threads of the pools are not here, nor who holds the locks."""
+        self._build_lock = threading.Lock()
+        self._closed = True
+        self._why_closed = f"the ElasticSession belongs to process {self._pid}: make one in each worker, after the fork"
+        self._run_single = None
+        self._factory.leave_to_parent()
+        self._free = {width: queue.SimpleQueue() for width in self.widths}
+        for free in self._free.values():
+            free.put(None)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an ElasticSession cannot be pickled or copied: make one in each process, from the model")
@@ -377,6 +392,18 @@ def _bound_run(session: Any) -> Any:
     again below it, and a service must not change providers by itself. Going below saves a third of the call's cost.
     """
     return getattr(session, "_sess", session).run
+
+
+_sessions: weakref.WeakSet[ElasticSession] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    for session in list(_sessions):
+        session.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _at_least_one(name: str, value: int) -> int:

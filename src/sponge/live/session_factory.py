@@ -62,6 +62,7 @@ class SessionFactory:
         )
         self._source = attrs.evolve(source, data_folder=config.get(EXTERNAL_DATA_FOLDER))
         self._saved: Path | None = None
+        self._made: weakref.WeakSet[Any] = weakref.WeakSet()
         self.model_hash = self._source.digest()
         self.notes = list(settings.notes)
         self._cache = open_cache(cache_dir)
@@ -88,23 +89,33 @@ class SessionFactory:
         """Return a new session of *threads* intra-op threads, the caller's among them."""
         if self._saved is not None:
             try:
-                return _keep_after_fork(self._load(threads))
+                return self._kept(self._load(threads))
             except Exception:
                 # Damaged, or removed by someone who cleared the cache: once more from the original.
                 model_file.discard(self._saved)
                 self._prepare()
         if self._saved is not None:
             try:
-                return _keep_after_fork(self._load(threads))
+                return self._kept(self._load(threads))
             except Exception as error:
                 self._saved = None
                 self._note(f"the optimised model cannot be loaded again ({_brief(error)}): {NOT_SHARED}")
         options = self._settings.options(threads)
-        return _keep_after_fork(_make(self._source, sess_options=options, providers=list(self._settings.providers)))
+        return self._kept(_make(self._source, sess_options=options, providers=list(self._settings.providers)))
 
     def close(self) -> None:
         """Remove what was temporary; sessions that are still in use keep working."""
         self._cache.close()
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: never destroy the sessions, for that joins threads that are not here, and crashes."""
+        for session in list(self._made):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+        self._cache.leave_to_parent()
+
+    def _kept(self, session: Any) -> Any:
+        self._made.add(getattr(session, "_sess", session))
+        return session
 
     def _load(self, threads: int) -> Any:
         settings = self._settings.for_saved_model()
@@ -157,22 +168,3 @@ def _brief(error: BaseException) -> str:
     """Return the first line of an error's message, shortened."""
     text = str(error).strip().splitlines() or [type(error).__name__]
     return text[0] if len(text[0]) <= 300 else text[0][:297] + "..."
-
-
-_made: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def _keep_after_fork(session: Any) -> Any:
-    """See to it that a forked child does not destroy its copy of a session; return the session."""
-    _made.add(getattr(session, "_sess", session))
-    return session
-
-
-def _keep_for_ever() -> None:
-    """In a forked child: never destroy the parent's sessions, for that joins threads that are not here, and crashes."""
-    for session in list(_made):
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_keep_for_ever)
