@@ -1,24 +1,79 @@
-"""Draws the dashboard without Grafana: every panel's queries, as a Prometheus server answers them.
+"""Draws the dashboard without Grafana: a Prometheus server answers the panels' queries about a scheduler under load.
 
-``python docs/grafana/draw.py http://127.0.0.1:9090 dashboard.png --last 180``; needs matplotlib.
+``python docs/grafana/draw.py docs/dashboard.png``, on a machine that has nothing else to do. The demo's text detector
+is served for three minutes to phones on a generated LTE-like network; each minute there is a surge of ten seconds.
+
+Needs: ``pip install "sponge-serving[demo,prometheus]"``, and the program prometheus (Debian: ``apt-get install
+prometheus``), or the environment variable PROMETHEUS with its path.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
+import subprocess
+import tempfile
 import time
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from prometheus_client import CollectorRegistry, start_http_server
+
+import sponge
+from sponge.commands.detector import detector_path, pages
+from sponge.integrations.prometheus import collect
+from sponge.workload import SloClass, Traffic, lte_like, surges
 
 BOARD = Path(__file__).with_name("sponge.json")
 UNITS = {"s": "s", "percentunit": "share", "reqps": "1/s", "ops": "1/s", "short": ""}
 POINTS = 120
+SEED = 1
+RATE_RPS = 6.0
+SLO_S = 0.8
+
+
+@contextmanager
+def prometheus(scraped: int, port: int) -> Iterator[str]:
+    """A server that scrapes a port of this machine each second."""
+    program = os.environ.get("PROMETHEUS") or shutil.which("prometheus") or "prometheus"
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "prometheus.yml"
+        config.write_text(
+            "global: {scrape_interval: 1s, scrape_timeout: 900ms}\n"
+            f"scrape_configs: [{{job_name: sponge, static_configs: [{{targets: ['127.0.0.1:{scraped}']}}]}}]\n"
+        )
+        options = [f"--config.file={config}", f"--storage.tsdb.path={folder}/data"]
+        with subprocess.Popen([program, *options, f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"]) as it:
+            try:
+                yield f"http://127.0.0.1:{port}"
+            finally:
+                it.terminate()
+
+
+@contextmanager
+def served(seconds: int, registry: CollectorRegistry) -> Iterator[None]:
+    """A scheduler that has been under load for so long; open loop."""
+    images = pages(8, np.random.default_rng(SEED))
+    traffic = Traffic(rate_rps=RATE_RPS, duration_s=seconds, arrivals=surges, slos=(SloClass(SLO_S),))
+    workload = traffic.workload(lte_like(seconds, np.random.default_rng(SEED)), SEED)
+    with sponge.wrap(detector_path(), max_cores=2, shapes={"x": (3, 320, 320)}, max_batch_size=4) as scheduler:
+        collect(scheduler, registry, name="detector")
+        zero = scheduler.now() + 0.1
+        for index, arrives_s in enumerate(workload.arrived_at_s.tolist()):
+            time.sleep(max(0.0, zero + arrives_s - scheduler.now()))
+            deadline = zero + float(workload.deadline_s[index])
+            scheduler.submit({"x": images[index % len(images)]}, deadline=deadline)
+        time.sleep(1.5)  # one more scrape
+        yield
 
 
 def filled(expression: str, last_s: int) -> str:
@@ -69,21 +124,26 @@ def draw_panel(axes: Axes, panel: dict[str, Any], server: str, now: float, last_
 
 
 def main() -> None:
-    """Draw what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("server")
+    """Serve, ask and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--last", type=int, default=180, help="seconds")
+    parser.add_argument("--seconds", type=int, default=180)
+    parser.add_argument("--port", type=int, default=9494, help="of Prometheus; metrics are on the next one")
     options = parser.parse_args()
-    board, now = json.loads(BOARD.read_text(encoding="utf-8")), time.time()
+    board = json.loads(BOARD.read_text(encoding="utf-8"))
     rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in board["panels"])
     figure = Figure(figsize=(12, 0.27 * rows))
-    for panel in board["panels"]:
-        place = panel["gridPos"]
-        left, width = place["x"] / 24 + 0.04, place["w"] / 24 - 0.055
-        bottom, height = 1 - (place["y"] + place["h"]) / rows + 0.018, place["h"] / rows - 0.045
-        draw_panel(figure.add_axes((left, bottom, width, height)), panel, options.server, now, options.last)
-    figure.savefig(options.out, dpi=80)
+    registry = CollectorRegistry()
+    server, _ = start_http_server(options.port + 1, "127.0.0.1", registry)
+    with prometheus(options.port + 1, options.port) as address, served(options.seconds, registry):
+        now = time.time()
+        for panel in board["panels"]:
+            place = panel["gridPos"]
+            left, width = place["x"] / 24 + 0.04, place["w"] / 24 - 0.055
+            bottom, height = 1 - (place["y"] + place["h"]) / rows + 0.018, place["h"] / rows - 0.045
+            draw_panel(figure.add_axes((left, bottom, width, height)), panel, address, now, options.seconds)
+    server.shutdown()
+    figure.savefig(options.out, dpi=80, pil_kwargs={"optimize": True})
 
 
 if __name__ == "__main__":

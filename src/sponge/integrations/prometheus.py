@@ -34,7 +34,11 @@ from sponge.errors import SpongeError
 from sponge.live.observing import Observer, ServedBatch
 from sponge.live.scheduler import Scheduler
 
-_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+# Finest where deadlines of interactive services lie.
+_SECONDS = (
+    *(0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+    *(1.5, 2.0, 3.0, 5.0, 10.0),
+)
 _SLACK = (-1.0, -0.5, -0.2, -0.1, -0.05, -0.02, -0.01, 0.0, *_SECONDS[3:])
 _ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 _RATIO = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0)

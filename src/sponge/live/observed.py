@@ -125,7 +125,7 @@ class Observed(abc.ABC):
     def _recorded_facts(self) -> Mapping[str, str]:
         found, condition = self.statistics(), self.condition()
         facts = {
-            "CPU time used": f"{found.cpu_s:.2f} s since the start",
+            "CPU time used since the start": f"{found.cpu_s:.2f} s",
             "enforced by": found.cpu_control,
             "lanes at most": str(self.controller.max_lanes),
             "rows of a batch at most": str(self.controller.max_batch_size),
@@ -133,7 +133,7 @@ class Observed(abc.ABC):
         if condition["max_cores"] is not None:
             facts["cores at most"] = f"{condition['max_cores']:g}"
         if condition["throttled_s"] is not None:
-            facts["throttled"] = f"{condition['throttled_s']:.2f} s since the start"
+            facts["throttled since the start"] = f"{condition['throttled_s']:.2f} s"
         return facts
 
     # -- sponge top ----------------------------------------------------------------------------------------------

@@ -22,9 +22,12 @@ from sponge.core.values import Batch, RejectReason, Request
 _log = logging.getLogger("sponge")
 
 
-@attrs.frozen(kw_only=True, slots=True)
+@attrs.define(kw_only=True, eq=False)
 class ModelRun:
-    """One run of the model; instants are on the scheduler's clock [s]."""
+    """One run of the model; instants are on the scheduler's clock [s].
+
+    Not to be changed, and not frozen only because that would double the time of making one, on the lane's thread.
+    """
 
     requests: tuple[Request, ...]
     rows: int
@@ -38,9 +41,9 @@ class ModelRun:
     """What the model raised, or None."""
 
 
-@attrs.frozen(kw_only=True, slots=True)
+@attrs.define(kw_only=True, eq=False)
 class ServedBatch:
-    """What a lane made of a batch: one run, or several where the model raised."""
+    """What a lane made of a batch: one run, or several where the model raised. Not to be changed, like its runs."""
 
     batch: Batch
     """As it was planned; requests that were cancelled in the meantime are in no run."""

@@ -24,11 +24,13 @@ _STEP_FIELDS = 2
 BYTES_PER_REQUEST = 8 * (_REQUEST_FIELDS + _BATCH_FIELDS + _STEP_FIELDS)
 """Of memory at most, for each request of the limit."""
 
+# As floats: an enum's member takes longer to look up, and to convert, than all the rest of a row.
+_MET, _LATE, _FAILED = float(Ending.MET), float(Ending.LATE), float(Ending.FAILED)
 _ENDINGS = {
-    None: Ending.CANCELLED,
-    RejectReason.DEADLINE: Ending.REJECTED,
-    RejectReason.QUEUE_FULL: Ending.QUEUE_FULL,
-    RejectReason.CLOSED: Ending.CLOSED,
+    None: float(Ending.CANCELLED),
+    RejectReason.DEADLINE: float(Ending.REJECTED),
+    RejectReason.QUEUE_FULL: float(Ending.QUEUE_FULL),
+    RejectReason.CLOSED: float(Ending.CLOSED),
 }
 
 
@@ -97,13 +99,13 @@ class RunRecorder(Observer):
                     continue
                 failed = run.error is not None
                 for request in run.requests:
-                    ending = Ending.MET if run.finished_at <= request.deadline else Ending.LATE
+                    ending = _MET if run.finished_at <= request.deadline else _LATE
                     self._requests.add(
                         request.arrived_at,
                         request.deadline,
                         run.started_at,
                         math.nan if failed else run.finished_at,
-                        Ending.FAILED if failed else ending,
+                        _FAILED if failed else ending,
                     )
             if served.runs:
                 batch_s = served.runs[-1].finished_at - served.started_at

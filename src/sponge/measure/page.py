@@ -28,6 +28,8 @@ MOST_BINS = 240
 HISTOGRAM_BINS = 60
 MOST_POINTS = 4_000
 """Of a scatter plot, and of the steps of an allocation."""
+_MOST_FILLED = 3
+"""Outlines of so many distributions are told apart only if they are empty."""
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Told apart by the colour-blind too (Okabe and Ito)."""
 
@@ -183,7 +185,7 @@ def _plots(recordings: Sequence[Recording]) -> list[str]:
     plots = [
         _plot("cores", "Cores allocated", over_time, "cores", [_cores(run) for run in recordings]),
         _plot("misses", misses, over_time, "requests", [_misses(run, edges_s) for run in recordings]),
-        _plot("budgets", "Budget at arrival", over_time, "budget [ms]", _budgets(recordings[0])),
+        _plot("budgets", "Budget at arrival", over_time, "budget [ms]", _budgets(recordings)),
     ]
     for name, title, axis, values in (
         ("delays", "Queue delay", "queue delay [ms]", [1000 * run.queue_delay_s for run in recordings]),
@@ -214,13 +216,15 @@ def _misses(run: Recording, edges_s: FloatArray) -> dict[str, Any]:
     return _trace(run, "bar", (edges_s[:-1] + edges_s[1:]) / 2, missed)
 
 
-def _budgets(run: Recording) -> list[dict[str, Any]]:
-    """Draw those of one run: compared runs have the same requests."""
+def _budgets(recordings: Sequence[Recording]) -> list[dict[str, Any]]:
+    """Draw those of one run: compared runs have the same requests. And what one needs, by the first model there is."""
+    run = recordings[0]
     some = np.flatnonzero(np.isfinite(run.deadline_s))[:: max(1, math.ceil(len(run) / MOST_POINTS))]
     x, y = run.arrived_at_s[some], 1000 * run.budget_s[some]
     traces = [{**_trace(run, "scatter", x, y, mode="markers", marker={"size": 4, "opacity": 0.6}), "name": "requests"}]
-    if math.isfinite(run.fastest_s):
-        ends, level = np.array([0.0, run.allocation.end_s]), np.full(2, 1000 * run.fastest_s)
+    known_s = [other.fastest_s for other in recordings if math.isfinite(other.fastest_s)]
+    if known_s:
+        ends, level = np.array([0.0, run.allocation.end_s]), np.full(2, 1000 * known_s[0])
         line = _trace(run, "scatter", ends, level, mode="lines", line={"dash": "dot", "width": 1})
         traces.append({**line, "name": "one alone on all cores"})
     return traces
@@ -235,8 +239,11 @@ def _histograms(recordings: Sequence[Recording], values: Sequence[FloatArray]) -
     low, high = float(everything.min()), float(np.percentile(everything, 99.5))
     edges = np.linspace(low, max(high, low + 1e-9), HISTOGRAM_BINS + 1)
     centres = (edges[:-1] + edges[1:]) / 2
+    how: dict[str, Any] = {"line": {"shape": "hvh", "width": 1.5}}
+    if len(recordings) < _MOST_FILLED:
+        how["fill"] = "tozeroy"
     return [
-        _trace(run, "bar", centres, np.histogram(np.minimum(some, edges[-1]), edges)[0], opacity=0.75)
+        _trace(run, "scatter", centres, np.histogram(np.minimum(some, edges[-1]), edges)[0], mode="lines", **how)
         for run, some in zip(recordings, known, strict=True)
     ]
 
@@ -276,7 +283,7 @@ def _plot(
         "title": {"text": title, "font": {"size": 15}},
         "xaxis": x_axis,
         "yaxis": {"title": {"text": y_title}, "rangemode": "tozero"},
-        "barmode": "overlay" if name in ("delays", "responses", "model") else "group",
+        "barmode": "group",
         "bargap": 0.05,
         "showlegend": len(traces) > 1,
         "legend": {"orientation": "h", "y": -0.25},
