@@ -157,6 +157,35 @@ def test_what_a_killed_process_left_is_cleared_away(session: ElasticSession, dir
         assert path.exists()
 
 
+def test_a_forked_child_does_not_answer_for_its_parent(directory: Path) -> None:
+    """Workers are forked with the sockets of their master: they must not keep the socket of a dead one open."""
+    script = """if True:
+        import os, signal, sys
+        import sponge
+        from sponge.live.session import ElasticSession
+        from tests.live import models
+
+        session = ElasticSession(models.lookup(), max_threads=1)
+        solver = sponge.Solver(sponge.LatencyModel(1e-5, 1e-5, 1e-5, 1e-4), max_cores=1, max_batch_size=4)
+        scheduler = sponge.Scheduler(session, solver)
+        print(scheduler.serve_status(), flush=True)
+        if not os.fork():
+            print(os.getpid(), flush=True)
+        signal.pause()
+    """
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        path, child = Path(parent.stdout.readline().strip()), int(parent.stdout.readline())
+        try:
+            assert is_served(path)
+            parent.kill()
+            parent.wait(60)
+            assert path.is_socket()
+            assert not is_served(path)
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
 def test_clients_that_hang_or_crowd_do_no_harm(session: ElasticSession) -> None:
     """Somebody connects and goes away at once, again and again, while others ask and requests are served."""
     with Scheduler(session, SOLVER) as scheduler:

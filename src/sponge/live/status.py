@@ -48,6 +48,7 @@ RECENT = 1000
 _SEND_TIMEOUT_S = 2.0
 _LONGEST_PATH = 107
 _numbers = itertools.count()
+_open: weakref.WeakSet[StatusServer] = weakref.WeakSet()
 
 
 def runtime_directory() -> Path:
@@ -99,6 +100,7 @@ class StatusServer:
         self._stop: Callable[[], None] = scheduler.observe(self._recent)
         self._thread = threading.Thread(target=self._serve, name=f"{scheduler.name}-status", daemon=True)
         self._thread.start()
+        _open.add(self)
 
     def close(self) -> None:
         """Close and remove the socket; again, or in a forked child, it does nothing."""
@@ -232,3 +234,13 @@ def _peer(connection: socket.socket) -> int:
     credentials = struct.Struct("3i")
     _, user_id, _ = credentials.unpack(connection.getsockopt(socket.SOL_SOCKET, option, credentials.size))
     return int(user_id)
+
+
+def _close_copies() -> None:
+    """In a forked child: close what nobody there answers on, or it would seem served when the parent has ended."""
+    for server in list(_open):
+        server._socket.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_copies)
