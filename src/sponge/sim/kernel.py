@@ -161,7 +161,7 @@ class _Kernel:
     def run(self, horizon_s: float | None) -> None:
         handle, next_wakeup = self._controller.handle, self._controller.next_wakeup
         inbox, lanes, resizer, log = self._inbox, self._lanes, self._resizer, self._log
-        source, fate, batch_of = self._source, self._fate, self._batch_of
+        source, note_fate, note_batch = self._source, self._fate.append, self._batch_of.append
         now = 0.0
         wakeup = next_wakeup()
         event: Event | None = None
@@ -208,8 +208,8 @@ class _Kernel:
                 else:
                     self._progress_at = now
                     self._outstanding += 1
-                    fate.append(_WAITING)
-                    batch_of.append(-1)
+                    note_fate(_WAITING)
+                    note_batch(-1)
                     arrival = source.take()
                     if self._deciding is None:
                         event = arrival  # the inbox is empty
