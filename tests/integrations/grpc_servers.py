@@ -16,7 +16,9 @@ KINDS = ("blocking", "asyncio")
 
 
 @contextmanager
-def grpc_serving(kind: str, register: Callable[[Any], None], *, max_workers: int = 4, **options: Any) -> Iterator[str]:
+def grpc_serving(
+    kind: str, register: Callable[[Any], None], *, max_workers: int = 4, grace_s: float | None = None, **options: Any
+) -> Iterator[str]:
     """Serve what *register* adds to a server; gives its address."""
     if kind == "blocking":
         pool = ThreadPoolExecutor(max_workers)
@@ -27,7 +29,7 @@ def grpc_serving(kind: str, register: Callable[[Any], None], *, max_workers: int
         try:
             yield f"127.0.0.1:{port}"
         finally:
-            server.stop(None).wait()
+            server.stop(grace_s).wait()
             pool.shutdown()
         return
     loop = asyncio.new_event_loop()
@@ -45,7 +47,7 @@ def grpc_serving(kind: str, register: Callable[[Any], None], *, max_workers: int
     try:
         yield f"127.0.0.1:{port}"
     finally:
-        asyncio.run_coroutine_threadsafe(server.stop(None), loop).result(30)
+        asyncio.run_coroutine_threadsafe(server.stop(grace_s), loop).result(60)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -362,3 +363,76 @@ def test_the_asyncio_client(served: Served) -> None:
 
     asyncio.run(run())
     assert served.scheduler.statistics().met == 40
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_server_that_stops_answers_what_waits(kind: str) -> None:
+    """With a grace period, requests that wait are served before the server ends: none is lost."""
+    with ExitStack() as stack:
+        session = stack.enter_context(ElasticSession(models.identity(), max_threads=1))
+        scheduler = Scheduler(session, Solver(FAST, max_cores=1, max_batch_size=2), slo_s=60.0)
+        stack.callback(scheduler.close)
+        with ExitStack() as serving:
+            address = serving.enter_context(
+                grpc_serving(kind, lambda server: add_inference_service(server, {"model": scheduler}), grace_s=30.0)
+            )
+            channel = stack.enter_context(grpc.insecure_channel(address))
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            with busy(scheduler, {"x": ROW}):
+                calls = [stub.ModelInfer.future(message()) for _ in range(5)]
+                until(lambda: scheduler.statistics().waiting == 5)
+                stopping = threading.Thread(target=serving.close)
+                stopping.start()
+                until(lambda: _refuses(address))
+            stopping.join()
+        assert all(call.result(30).raw_output_contents for call in calls)
+
+
+def _refuses(address: str) -> bool:
+    """Whether a server takes no calls any more."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            service_pb2_grpc.GRPCInferenceServiceStub(channel).ServerLive(
+                service_pb2.ServerLiveRequest(), wait_for_ready=False, timeout=5
+            )
+        except grpc.RpcError:
+            return True
+        return False
+
+
+def test_a_grpcio_without_the_mark_is_served_by_waiting() -> None:
+    """The mark of handlers that do not block is experimental: where it is not known, they block and answer the same."""
+
+    class Unmarked:
+        """A server that hides the mark from grpcio."""
+
+        def __init__(self, server: Any) -> None:
+            self._server = server
+
+        def add_generic_rpc_handlers(self, handlers: tuple[Any]) -> None:
+            self._handler = handlers[0]
+            self._server.add_generic_rpc_handlers((self,))
+
+        def service(self, details: Any) -> Any:
+            found = self._handler.service(details)
+            if found is None or not found.response_streaming:
+                return found
+            return grpc.unary_stream_rpc_method_handler(
+                lambda request, context: found.unary_stream(request, context),
+                found.request_deserializer,
+                found.response_serializer,
+            )
+
+    with ExitStack() as stack:
+        session = stack.enter_context(ElasticSession(models.lookup(), max_threads=1))
+        scheduler = Scheduler(session, Solver(FAST, max_cores=1, max_batch_size=1), slo_s=60.0)
+        stack.callback(scheduler.close)
+        address = stack.enter_context(
+            grpc_serving("blocking", lambda server: add_inference_service(Unmarked(server), {"model": scheduler}))
+        )
+        client = stack.enter_context(triton.InferenceServerClient(address))
+        assert client.infer("model", [tensor(np.array([3]), "i")]).as_numpy("y") == [30.0]
+        with pytest.raises(InferenceServerException, match="the model failed"):
+            client.infer("model", [tensor(np.array([999]), "i")])
+        with pytest.raises(InferenceServerException, match="input 'i' is missing"):
+            client.infer("model", [tensor(ROW)])
