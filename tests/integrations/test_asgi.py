@@ -18,6 +18,7 @@ from sponge.core.settings import Settings
 from sponge.core.solver import Solver
 from sponge.deadlines import DeadlineRule
 from sponge.integrations.asgi import DeadlineMiddleware, arrival_of, infer
+from sponge.integrations.outcomes import ClientGone
 from sponge.live.scheduler import Scheduler
 from sponge.live.session import ElasticSession
 from tests.integrations.servers import RawClient, busy, serving, until
@@ -174,6 +175,32 @@ def test_a_client_that_hangs_up_cancels_its_request(service: Any) -> None:
         until(lambda: scheduler.statistics().cancelled == 2)
         assert scheduler.statistics().waiting == 1
     assert staying.answer().status == 200
+
+
+def test_a_handler_that_waits_no_longer_cancels_its_request(service: Any) -> None:
+    """Its own timeout is not mistaken for a client that is gone; and once gone, nothing more is queued for it."""
+    fixture, port = service(models.identity(), rule=DeadlineRule(slo_s=60.0))
+    ends: list[str] = []
+
+    @fixture.app.post("/impatient")
+    async def impatient(request: Request) -> dict[str, bool]:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(infer(request, fixture.scheduler, ROW), 0.05)
+        for _ in range(2):
+            try:
+                await infer(request, fixture.scheduler, ROW)
+            except ClientGone:
+                ends.append("gone")
+        return {}
+
+    with busy(fixture.scheduler, ROW):
+        client = RawClient(port, "/impatient")
+        until(lambda: fixture.scheduler.statistics().cancelled == 1)
+        until(lambda: fixture.scheduler.statistics().waiting == 1)
+        client.close()
+        until(lambda: len(ends) == 2)
+        until(lambda: fixture.scheduler.statistics().cancelled == 3)
+        assert fixture.scheduler.statistics().waiting == 0
 
 
 def test_overload_is_429_with_retry_after(service: Any) -> None:

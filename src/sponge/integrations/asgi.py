@@ -91,16 +91,27 @@ class Arrival:
             What the future raises.
         """
         answer = asyncio.wrap_future(future)
+        hung_up = False
+
+        def on_end(_: object) -> None:
+            nonlocal hung_up
+            hung_up = self.gone and answer.cancel()
+
+        listener = self._listen()
+        if listener is not None:
+            listener.add_done_callback(on_end)
         try:
-            listener = self._listen()
-            if listener is not None:
-                either: set[asyncio.Future[Any]] = {answer, listener}
-                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if self.gone and not answer.done():
+            if self.gone:
                 raise ClientGone
             return await answer
+        except asyncio.CancelledError:
+            if hung_up:  # it was us, not somebody who wants this task to end
+                raise ClientGone from None
+            raise
         finally:
             answer.cancel()
+            if listener is not None:
+                listener.remove_done_callback(on_end)
 
     def stop(self) -> None:
         """Listen no more: the request is over."""
