@@ -6,7 +6,7 @@ import math
 import re
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sponge.deadlines import (
@@ -21,6 +21,7 @@ from sponge.deadlines import (
     parse_seconds,
 )
 
+untimed = settings(deadline=None)  # other people's machines are busy
 RULE = DeadlineRule()
 UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 NONSENSE = [
@@ -45,12 +46,14 @@ NONSENSE = [
 ]
 
 
+@untimed
 @given(st.integers(0, 99_999_999), st.sampled_from(sorted(UNITS_S)))
 def test_grpc_timeouts_are_read_by_their_units(amount: int, unit: str) -> None:
     """All that the gRPC specification allows."""
     assert parse_grpc_timeout(f"{amount}{unit}") == amount * UNITS_S[unit]
 
 
+@untimed
 @given(st.text(max_size=12))
 @example("100000000S")
 @example("1s")
@@ -67,6 +70,7 @@ def test_other_grpc_timeouts_are_refused(value: str) -> None:
     assert repr(value) in str(caught.value)
 
 
+@untimed
 @given(st.decimals(min_value="0.001", max_value=999_999_999, places=3))
 def test_decimal_timeouts(value: object) -> None:
     """Seconds and milliseconds differ by the factor only."""
@@ -218,6 +222,7 @@ VALUES = st.one_of(
 )
 
 
+@untimed
 @given(st.lists(st.tuples(HEADER_NAMES, VALUES), max_size=6), st.none() | st.floats(1e-3, 100), st.floats(-1e9, 2e9))
 def test_no_header_can_break_or_stretch_a_deadline(
     headers: list[tuple[str, str | bytes]], slo_s: float | None, wall_at: float

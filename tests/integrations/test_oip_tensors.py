@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
@@ -16,6 +16,7 @@ from sponge.integrations.oip.tensors import DATATYPES, datatype_name, from_raw, 
 from sponge.integrations.outcomes import InvalidRequest
 from sponge.live.tensors import DTYPES
 
+untimed = settings(deadline=None)  # other people's machines are busy
 NUMBERS = [dtype for dtype in DATATYPES.values() if dtype.kind != "O"]
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
 
@@ -26,6 +27,7 @@ def test_every_type_of_a_model_has_a_name() -> None:
         assert datatype_name(dtype) == np_to_triton_dtype(dtype)
 
 
+@untimed
 @given(st.sampled_from(NUMBERS).flatmap(lambda dtype: hnp.arrays(dtype, SHAPES)))
 def test_numbers_survive_both_ways(array: np.ndarray[Any, Any]) -> None:
     """Raw bytes to the last bit; lists too, but for NaN payloads."""
@@ -39,6 +41,7 @@ def test_numbers_survive_both_ways(array: np.ndarray[Any, Any]) -> None:
     assert np.array_equal(listed, array, equal_nan=array.dtype.kind == "f")
 
 
+@untimed
 @given(hnp.arrays(object, SHAPES, elements=st.text(max_size=6)))
 def test_strings_survive_both_ways(array: np.ndarray[Any, Any]) -> None:
     """Our bytes are those of Triton's client, and are read back; so are lists, of strings or of their bytes."""
@@ -120,6 +123,7 @@ def test_values_that_do_not_fit(datatype: str, shape: list[Any], values: Any) ->
         from_values("x", datatype, shape, values)
 
 
+@untimed
 @given(st.sampled_from(sorted(DATATYPES)), st.lists(st.integers(-2, 6), max_size=4), st.binary(max_size=64))
 def test_no_bytes_can_break_the_reader(datatype: str, shape: list[int], raw: bytes) -> None:
     """An array of the shape, or InvalidRequest."""
