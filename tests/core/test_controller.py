@@ -352,7 +352,8 @@ def test_drift_makes_the_controller_take_more_cores() -> None:
 
 
 def test_slow_moment_does_not_shut_out_what_comes_after() -> None:
-    """Four batches at ten times the time make every request look lost; turned away, they must not stay so for ever."""
+    """A dozen batches at ten times the time make every request look lost; turned away, they must not stay so for
+    ever."""
     controller = Controller(solver(max_batch_size=1, max_lanes=1))
     served = []
     for i in range(200):
@@ -360,11 +361,32 @@ def test_slow_moment_does_not_shut_out_what_comes_after() -> None:
         batches = started(controller.handle(Arrived(request(i, now + 0.3)), now=now))
         served.append(bool(batches))
         if batches:
-            service_s = 1.0 if i in range(50, 54) else 0.1
+            service_s = 1.0 if i in range(50, 62) else 0.1
             controller.handle(BatchFinished(0, True, service_s), now=now + service_s * 0.9)
     assert all(served[:50])
-    assert not all(served[54:60]), "believed at first"
+    assert not all(served[62:66]), "believed at first"
     assert all(served[130:]), "and recovered"
+
+
+def test_tail_longer_than_every_budget_shuts_nobody_out() -> None:
+    """One batch in a hundred takes ten times as long, and no budget is that long: while nothing runs, who will most
+    likely be in time is served, and the batches that run show what to believe; beside another, nobody is gambled on."""
+    typical = LatencyModel(gamma_s=0.1, epsilon_s=0.0, delta_s=0.0, eta_s=0.0)
+    tail = attrs.evolve(typical, gamma_s=1.0, typical=typical)
+    controller = Controller(Solver(tail, max_cores=2, max_batch_size=1, max_lanes=2))
+    (batch,) = started(controller.handle(Arrived(request(0, deadline=0.3)), now=0.0))
+    assert controller.handle(Arrived(request(1, deadline=0.31)), now=0.01) == [Reject(1, RejectReason.DEADLINE)]
+    controller.handle(BatchFinished(batch.lane, True, 0.05), now=0.05)
+    actions = controller.handle(Arrived(request(2, deadline=1.04)), now=1.0)
+    assert Reject(2, RejectReason.DEADLINE) in actions, "not even typically in time"
+    for i in range(3, 80):
+        (batch,) = started(controller.handle(Arrived(request(i, deadline=i + 0.3)), now=float(i)))
+        controller.handle(BatchFinished(batch.lane, True, 0.05), now=i + 0.05)
+        controller.check()
+    pair = [*controller.handle(Arrived(request(100, 100.3)), now=100.0)]
+    pair += controller.handle(Arrived(request(101, 100.31)), now=100.01)
+    assert started(pair)
+    assert not any(isinstance(action, Reject) for action in pair), "the tail is known by now"
 
 
 def test_request_of_many_rows_gets_the_cores_that_all_of_them_need() -> None:

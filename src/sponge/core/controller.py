@@ -117,7 +117,7 @@ class Controller:
         if self._reserve is not None:
             wakeup = min(wakeup, self._reserve.wakeup(self._now, idle=self.idle))
         if self._queue:
-            wakeup = min(wakeup, self._lost_at(self._queue.head()))
+            wakeup = min(wakeup, self._given_up_at(self._queue.head()))
             if self._hold_until is not None:
                 wakeup = min(wakeup, self._hold_until)
         return None if wakeup == float("inf") else wakeup
@@ -229,7 +229,7 @@ class Controller:
         """Take out the requests that no allocation could save any more."""
         while self._queue:
             head = self._queue.head()
-            if now < self._lost_at(head):
+            if now < self._given_up_at(head):
                 return
             self._queue.remove(head.request_id)
             if head.group in self._drift and now < self._lost_at(head, drift=False):
@@ -241,6 +241,16 @@ class Controller:
                 self._late.push(head)
             else:
                 actions.append(Reject(head.request_id, RejectReason.DEADLINE))
+
+    def _given_up_at(self, request: Request) -> float:
+        """Instant from which the request is not served any more."""
+        lost_at = self._lost_at(request)
+        if self._lanes.busy:
+            return lost_at
+        # Nothing runs: who is in time by the typical latency is served, whatever the tail says. Lanes that stand idle
+        # save nobody, and where the tail is longer than every budget, nothing would ever show that it has shrunk.
+        typical_s = self._policy.fastest_typical_s(request.rows) * self._scales(request.group)[1]
+        return max(lost_at, request.deadline - typical_s - self.settings.guard_s)
 
     def _lost_at(self, request: Request, *, drift: bool = True) -> float:
         """Instant from which the request cannot be served in time, even alone on all cores at once."""

@@ -130,13 +130,20 @@ class Policy:
         self.cheapest_core_s = float(self._cost.min())
         """Least core-seconds that a request can cost."""
         self._narrow_tail_s: list[float] = tail_s[: solver.max_batch_size].tolist()
-        self._fastest_s = solver.latency.latency_s(
-            np.arange(1.0, solver.max_batch_size + 1.0), np.full(solver.max_batch_size, levels[-1])
+        alone_on_all = np.arange(1.0, solver.max_batch_size + 1.0), np.full(solver.max_batch_size, levels[-1])
+        fastest_s = solver.latency.latency_s(*alone_on_all)
+        self._fastest_s: list[float] = fastest_s.tolist()
+        self._fastest_typical_s: list[float] = np.minimum(
+            typical(solver.latency).latency_s(*alone_on_all), fastest_s
         ).tolist()
 
     def fastest_s(self, rows: int) -> float:
         """Return the predicted latency of a batch of *rows* alone on all cores [s]."""
-        return float(self._fastest_s[rows - 1])
+        return self._fastest_s[rows - 1]
+
+    def fastest_typical_s(self, rows: int) -> float:
+        """Return the typical latency of a batch of *rows* alone on all cores [s]."""
+        return self._fastest_typical_s[rows - 1]
 
     def cheapest_tail_s(self, rows: int) -> float:
         """Return the tail latency of a batch of *rows* on the narrowest lane among others [s]."""
