@@ -58,6 +58,24 @@ def turns(number: int, value: float = 0.0) -> Inputs:
     return {"x": np.full(1, value, dtype=np.float32), "rounds": np.array([number])}
 
 
+def submit_at_once(
+    scheduler: Scheduler,
+    first: Inputs,
+    others: list[tuple[Inputs, float]],
+    then: Callable[[], object] = lambda: None,
+) -> list[Future[Any]]:
+    """Submit requests with their budgets so that they wait together, behind a first one that takes the only lane.
+
+    *then* is done before any of them is handled.
+    """
+    with scheduler._engine._busy:  # all wait in the inbox, and are handled in one go
+        scheduler.submit(first, budget_s=600)
+        futures = [scheduler.submit(inputs, budget_s=budget_s) for inputs, budget_s in others]
+        then()
+    scheduler._engine._run()
+    return futures
+
+
 class Runs(Observer):
     """Notes every run of the model."""
 
@@ -235,29 +253,28 @@ def test_what_is_done_to_inputs_after_submitting_harms_nobody(
     sessions: Any, change: Callable[[Inputs], None], culprit: int
 ) -> None:
     """The mapping and its arrays' shapes are as they were; the batch is joined from what was checked."""
-    with Scheduler(sessions("loop"), solver(), slo_s=600) as scheduler:
+    with Scheduler(sessions("loop"), solver(), slo_s=600, settings=Settings(hold=False)) as scheduler:
         runs = Runs()
-        first = scheduler.submit(turns(10_000))
         scheduler.observe(runs)
         requests = [turns(1, float(i)) for i in range(16)]
-        futures = [scheduler.submit(inputs) for inputs in requests]
-        change(requests[culprit])
-        assert not first.done(), "the others wait behind it"
+        futures = submit_at_once(
+            scheduler, turns(1), [(inputs, 60.0) for inputs in requests], then=lambda: change(requests[culprit])
+        )
         assert [future.result(60)[0].tolist() for future in futures] == [[float(i)] for i in range(16)]
         assert scheduler.submit(turns(1, 3.0)).result(60)[0].tolist() == [3.0], "and nothing stays behind"
-    assert max(run.rows for run in runs.noted) > 1, "nothing was batched"
+    assert max(run.rows for run in runs.noted) == 16
     assert all(run.error is None for run in runs.noted)
 
 
 @pytest.mark.parametrize("copy_inputs", [False, True])
 def test_numbers_changed_after_submitting(sessions: Any, copy_inputs: bool) -> None:
     """Without a copy the client that writes into its array gets what it wrote, and nobody else does."""
-    with Scheduler(sessions("loop"), solver(), slo_s=600, copy_inputs=copy_inputs) as scheduler:
-        first = scheduler.submit(turns(10_000))
+    settings = Settings(hold=False)
+    with Scheduler(sessions("loop"), solver(), settings=settings, copy_inputs=copy_inputs) as scheduler:
         requests = [turns(1, float(i)) for i in range(16)]
-        futures = [scheduler.submit(inputs) for inputs in requests]
-        requests[5]["x"][:] = 99.0
-        assert not first.done(), "the others wait behind it"
+        futures = submit_at_once(
+            scheduler, turns(1), [(inputs, 60.0) for inputs in requests], then=lambda: requests[5]["x"].fill(99.0)
+        )
         results = [future.result(60)[0][0] for future in futures]
     assert results[5] == (5.0 if copy_inputs else 99.0)
     assert results[:5] + results[6:] == [float(i) for i in range(16) if i != 5]
@@ -276,15 +293,6 @@ def test_strings_changed_after_submitting(sessions: Any) -> None:
 
 
 # -- inputs that make the model raise ----------------------------------------------------------------------------------
-
-
-def submit_at_once(scheduler: Scheduler, first: Inputs, others: list[tuple[Inputs, float]]) -> list[Future[Any]]:
-    """Submit requests with their budgets so that they wait together, behind a first one that takes the only lane."""
-    with scheduler._engine._busy:  # all wait in the inbox, and are handled in one go
-        scheduler.submit(first, budget_s=600)
-        futures = [scheduler.submit(inputs, budget_s=budget_s) for inputs, budget_s in others]
-    scheduler._engine._run()
-    return futures
 
 
 def index(value: int) -> Inputs:

@@ -40,9 +40,11 @@ def test_few_lines_serve_a_session(cache: Path) -> None:
     image = np.random.default_rng(0).random((1, 3, 32, 32), dtype=np.float32)
     expected = session.run(None, {"image": image})[0]
     threads = threading.active_count()
-    with sponge.wrap(session, slo_s=30.0, cache_dir=cache, **FAST) as scheduler:
-        (features,) = scheduler.submit({"image": image}, budget_s=30.0).result(60)
-        assert np.allclose(features, expected, atol=1e-5)
+    with sponge.wrap(session, slo_s=30.0, cache_dir=cache, copy_inputs=True, **FAST) as scheduler:
+        reused = image.copy()
+        future = scheduler.submit({"image": reused}, budget_s=30.0)
+        reused.fill(0.0)
+        assert np.allclose(future.result(60)[0], expected, atol=1e-5)
         assert scheduler.submit({"image": image}).result(60)
         assert scheduler.statistics().cpu_control == "threads"
         assert scheduler.controller.max_lanes == 2
