@@ -190,9 +190,9 @@ def main() -> int:
         interference=options.interference,
     )
     requests = [workload(trace, seed) for seed in range(options.seeds)]
-    began_s = time.perf_counter()
+    began_s = time.process_time()
     bounds = [clairvoyant(each, Setting()) for each in requests]
-    bound_s = (time.perf_counter() - began_s) / options.seeds
+    bound_s = (time.process_time() - began_s) / options.seeds
     rows: list[dict[str, Any]] = []
     runs: dict[str, Run] = {}
     for contender in contenders(Setting()):
@@ -205,7 +205,7 @@ def main() -> int:
     rows.append(bound_row("clairvoyant bound, one lane", requests, [each.one_lane for each in bounds]))
     rows.append(bound_row("clairvoyant bound, lanes", requests, [each.many_lanes for each in bounds]))
     series = published_series(trace, options.published)
-    series["seconds_to_bound_a_run"] = bound_s
+    series["cpu_seconds_to_bound_a_run"] = bound_s
     if options.out is not None:
         shown = (PUBLISHED, "static 16 cores, EDF, adaptive batches", ONE_LANE, SPONGE)
         shown += ("horizontal, from 1 replica, cold start 10 s",)
