@@ -15,7 +15,7 @@ SECONDS = int(os.environ.get("SPONGE_FUZZ_SECONDS", "60"))
 
 
 @pytest.mark.stress
-@pytest.mark.parametrize("target", ["profile", "fields", "trace", "manifest", "groups", "weights"])
+@pytest.mark.parametrize("target", ["profile", "fields", "trace", "manifest", "request", "groups", "weights"])
 def test_no_input_is_answered_by_another_exception_than_the_documented_one(target: str, tmp_path: Path) -> None:
     """Coverage-guided, from seeds that are read and some that are refused."""
     try:

@@ -27,6 +27,8 @@ import attrs
 with atheris.instrument_imports(include=["sponge"]):
     from sponge.core.latency import LatencyModel
     from sponge.errors import TraceError
+    from sponge.integrations.oip.http import parse_request
+    from sponge.integrations.outcomes import InvalidRequest
     from sponge.live.cache import CacheDirectory
     from sponge.live.cgroup.hierarchy import find_cpu_mount, parse_memberships, parse_mounts
     from sponge.live.model_file import MANIFEST_NAME, MODEL_NAME, external_locations, find_saved
@@ -149,6 +151,29 @@ def _value(source: atheris.FuzzedDataProvider, depth: int) -> object:
     return items if kind == 7 else {source.ConsumeUnicode(5): item for item in items}
 
 
+def request(data: bytes) -> None:
+    """The body of an inference request by HTTP: the one document that comes from clients."""
+    body = data[1:]
+    length = len(body) - data[0] if data and data[0] <= len(body) else len(body)  # what follows are tensors
+    try:
+        call, _ = parse_request(body, length, "model", "1")
+    except InvalidRequest as error:
+        refused(str(error), "")
+        return
+    counts["accepted"] += 1
+    assert all(array.size <= max(1, len(body)) for array in call.inputs.values())
+
+
+def _request_seeds() -> list[bytes]:
+    plain = (
+        b'{"id":"7","inputs":[{"name":"x","datatype":"FP32","shape":[1,2],"data":[1.5,2]}],"outputs":[{"name":"y"}]}'
+    )
+    text = b'{"inputs":[{"name":"s","datatype":"BYTES","shape":[2],"data":["a","b"]}],"parameters":{"timeout":5}}'
+    parameters = b'"parameters":{"binary_data_size":8}'
+    raw = b'{"inputs":[{"name":"x","datatype":"INT32","shape":[2],' + parameters + b"}]}" + bytes(8)
+    return [b"\0" + plain, b"\0" + text, b"\x08" + raw, b'\0{"inputs":[{"name":"x","shape":' + b"[" * 900 + b"]" * 900]
+
+
 def _profile_seeds() -> list[bytes]:
     cells = [
         Cell.of(batch_size=b, cores=float(c), lanes=n, threads=c, samples_s=[1e-3 * (b + i % 7) / c for i in range(20)])
@@ -214,6 +239,25 @@ TARGETS = {
         manifest,
         lambda: [b'{"model.onnx":5,"weights.bin":5}', b"[]", b'{"../../key/model.onnx":5}', b'{"model.onnx":1e999}'],
         ('"model.onnx"', '"weights.bin"', "../", "/", "\\u0000", "[[[[", "5", "NaN"),
+    ),
+    "request": Target(
+        request,
+        _request_seeds,
+        (
+            *(
+                '"inputs"',
+                '"outputs"',
+                '"name"',
+                '"datatype"',
+                '"shape"',
+                '"data"',
+                '"parameters"',
+                '"id"',
+                '"timeout"',
+            ),
+            *('"binary_data_size"', '"binary_data"', '"binary_data_output"', '"FP32"', '"INT64"', '"BYTES"', '"BOOL"'),
+            *('"FP16"', '"UINT8"', "NaN", "1e999", "-1", "9007199254740993", "true", "null", "[[[["),
+        ),
     ),
     "groups": Target(groups, _group_seeds, ("cpu", "cgroup2", "cgroup", " - ", "/..", "\\040", "\\057", "::", "ro,")),
     "weights": Target(
