@@ -12,7 +12,7 @@ import pytest
 
 @pytest.mark.stress
 def test_cgroup_tests_pass_on_a_v2_kernel() -> None:
-    """As root, in a child group, as a user with a delegated group and as one without; about seven minutes."""
+    """As root, in a child group, as a user with a delegated group and as one without; about a quarter of an hour."""
     script = Path(__file__).with_name("v2_kernel.py")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
     print(done.stdout)
