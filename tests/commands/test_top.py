@@ -234,11 +234,11 @@ def test_rates_are_differences() -> None:
 
 
 class Terminal:
-    """A command in a pseudo-terminal of 100 columns."""
+    """A command in a pseudo-terminal of the usual 80 columns."""
 
     def __init__(self, *command: str) -> None:
         self._end, other = pty.openpty()
-        ioctl(other, termios.TIOCSWINSZ, struct.pack("4H", 30, 100, 0, 0))
+        ioctl(other, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
         environment = {**os.environ, "TERM": "xterm-256color"}
         self.process = subprocess.Popen(command, stdin=other, stdout=other, stderr=other, env=environment)
         os.close(other)
@@ -271,7 +271,9 @@ def test_terminal_shows_it_live_until_it_ends(session: ElasticSession) -> None:
         terminal = Terminal(*SPONGE, "top", "--interval", "0.2")
         terminal.read_until(r"cores allocated.*nothing has ended yet.*measured / predicted")
         busy(scheduler)
-        terminal.read_until(r"98\.04 % of the deadlines met.*1 deadline.*last 51 requests")
+        terminal.read_until(
+            r"failed[^-]{0,40} cancelled\x1b.*98\.04 % of the deadlines met.*1 deadline.*last 51 requests"
+        )
         assert "\x1b[?1049h" in terminal.text  # a screen of its own, which leaves the user's as it was
     terminal.read_until(r"\x1b\[\?1049l.*has ended")
     assert terminal.close() == 0

@@ -246,7 +246,7 @@ def _outcomes(status: Status) -> RenderableType:
         "cancelled": (found["cancelled"], rate["cancelled"]),
     }
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("requests", min_width=20)
+    table.add_column("requests", min_width=16)
     for name in columns:
         table.add_column(name, justify="right", min_width=10)
     table.add_row("in all", *(f"{count:,}" for count, _ in columns.values()))
