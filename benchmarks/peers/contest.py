@@ -292,6 +292,7 @@ def main() -> int:
     if not options.quick:
         shutil.rmtree(options.folder / "cache", ignore_errors=True)  # sponge profiles the machine as it is now
     group.sweep()
+    shutil.rmtree(options.folder / "scratch", ignore_errors=True)
     race = Race(options)
     race.measure_capacity()
     if options.tune:

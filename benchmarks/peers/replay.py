@@ -110,22 +110,23 @@ async def closed_loop(send: Send, pictures: Pictures, command: dict[str, Any]) -
 
 
 async def check(send: Send, pictures: Pictures, command: dict[str, Any]) -> dict[str, Any]:
-    """Ask for every picture, one by one and all at once, and compare."""
-    wrong = []
+    """Ask for every picture, one by one and all at once; compare what is answered."""
+    wrong, unanswered = [], []
 
     async def ask(index: int) -> None:
         try:
             ended, answer = await asyncio.wait_for(send(pictures.bodies[index], 30.0), CHECK_PATIENCE_S)
         except (asyncio.TimeoutError, OSError) as error:
             ended, answer = str(error) or type(error).__name__, b""
-        fault = ended if ended != OK else pictures.wrong(index, answer)
-        if fault:
+        if ended != OK:
+            unanswered.append(f"picture {index}: {ended}")
+        elif fault := pictures.wrong(index, answer):
             wrong.append(f"picture {index}: {fault}")
 
     for index in range(len(pictures.bodies)):
         await ask(index)
     await asyncio.gather(*(ask(index) for index in range(len(pictures.bodies))))
-    return {"wrong": wrong}
+    return {"wrong": wrong, "unanswered": unanswered}
 
 
 async def obey(send: Send, stem: str) -> None:
