@@ -31,6 +31,7 @@ _HOME = {
     **dict.fromkeys(
         (
             "CgroupUnavailable",
+            "ControllerFailed",
             "CpuControlError",
             "DeadlineExceeded",
             "ModelError",
@@ -50,6 +51,7 @@ __all__ = [
     "CgroupScaler",
     "CgroupUnavailable",
     "Controller",
+    "ControllerFailed",
     "CpuControlError",
     "DeadlineExceeded",
     "ElasticSession",
@@ -84,6 +86,7 @@ if TYPE_CHECKING:
     from sponge.core.values import Plan
     from sponge.errors import (
         CgroupUnavailable,
+        ControllerFailed,
         CpuControlError,
         DeadlineExceeded,
         ModelError,

@@ -61,6 +61,23 @@ class SchedulerForked(SchedulerClosed):
         )
 
 
+class ControllerFailed(SchedulerClosed):
+    """The scheduler has ended because its controller raised; the cause is chained as ``__cause__``.
+
+    Raised from the futures of all requests that waited then, and by those who submit later. The scheduler must be
+    closed and made anew.
+    """
+
+    def __init__(self, request_id: int | None, reason: str) -> None:
+        super().__init__(request_id)
+        self.reason = reason
+        what = "no request is accepted" if request_id is None else f"request {request_id} was not run"
+        self.args = (
+            f"the scheduler has ended, since its controller failed ({reason}): {what}. "
+            "Close it and make another one; the log has the traceback",
+        )
+
+
 class ModelError(SpongeError):
     """The model raised while running this request; the cause is chained as ``__cause__``."""
 

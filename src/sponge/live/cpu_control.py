@@ -102,7 +102,7 @@ class CpuControl:
                 if self.fault:
                     self.adopt()
                 applied = self._scaler.scale(cores)
-            except Exception as error:  # CpuControlError, or whatever a scaler of the user's own raises
+            except BaseException as error:  # CpuControlError, or whatever a scaler of the user's own raises
                 self._failed(error, now)
             else:
                 self._works()
@@ -110,7 +110,7 @@ class CpuControl:
                 return self._account(applied, now)
         return self._account(min(cores, self._left_cores), now)
 
-    def _failed(self, error: Exception, now: float) -> None:
+    def _failed(self, error: BaseException, now: float) -> None:
         self.errors += 1
         if isinstance(error, CpuControlError) and error.left_cores is not None:
             self._left_cores = error.left_cores

@@ -10,45 +10,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
-from typing import Any
-
-import numpy as np
 
 from sponge.core.values import Batch, Request
-from sponge.errors import ModelError, SpongeError
+from sponge.errors import ModelError
 from sponge.live.batching import BatchBuffers, Inputs, part
 from sponge.live.engine import Signal
+from sponge.live.futures import Outputs, RequestFuture, claim, settle
 from sponge.live.observing import ModelRun, Observers, ServedBatch
 from sponge.live.session import ElasticSession
 
 _log = logging.getLogger("sponge")
-
-Outputs = list[np.ndarray[Any, Any]]
-
-
-class RequestFuture(Future[Outputs]):
-    """A future whose cancellation takes the request out of the queue."""
-
-    def __init__(self, cancelled: Callable[[], None]) -> None:
-        super().__init__()
-        self._cancelled = cancelled
-
-    def cancel(self) -> bool:
-        """Cancel the request unless it runs already or is done; return whether it is cancelled."""
-        already = self.cancelled()
-        cancelled = super().cancel()
-        if cancelled and not already:
-            self._cancelled()
-        return cancelled
-
-    def fail_after_fork(self, error: SpongeError) -> None:
-        """In a forked child: end it with an error, unless it is done, and call nobody back."""
-        # Whoever held the lock at the fork, or waited for it, is not here.
-        self._condition = threading.Condition()
-        self._done_callbacks: list[Any] = []
-        if not self.done():
-            self.set_exception(error)
 
 
 class Entry:
@@ -79,8 +50,10 @@ class Lane:
     take
         Hands over a request's entry by its id, or None if it is gone.
     finished
-        Called when the lane is free again, with the lane's number and the service time [s], or None if that says
-        nothing about the model.
+        Called when the lane is free again, with the lane and the service time [s], or None if that says nothing about
+        the model.
+    called
+        Called with the lane when it has nothing to do and was woken by `call`.
     clock
         The scheduler's clock.
     observers
@@ -96,7 +69,8 @@ class Lane:
         *,
         max_rows: int,
         take: Callable[[int], Entry | None],
-        finished: Callable[[int, float | None], None],
+        finished: Callable[[Lane, float | None], None],
+        called: Callable[[Lane], None],
         clock: Callable[[], float],
         observers: Observers,
         name: str,
@@ -110,12 +84,14 @@ class Lane:
         self._width_of: dict[int, int] = {}
         self._take = take
         self._finished = finished
+        self._called = called
         self._clock = clock
         self._observers = observers
         self._runs: list[ModelRun] | None = None  # of the batch that runs, while somebody watches
         self._batch: Batch | None = None
         self._ended_cpu_s: float | None = None
         self._signal = Signal()
+        self._resting = self._stopping = False
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -141,20 +117,38 @@ class Lane:
         self._batch = batch
         self._signal.set()
 
+    def has_work(self) -> bool:
+        """Tell whether a batch has been started that the thread has not taken up yet."""
+        return self._batch is not None
+
+    def call(self) -> bool:
+        """Wake the thread if it has nothing to do; return whether it has nothing to do."""
+        if not self._resting or self._batch is not None:
+            return False
+        self._signal.set()
+        return True
+
     def stop(self, timeout_s: float | None = None) -> bool:
         """End the thread, which must be free; return whether it has ended in time."""
+        self._stopping = True
         self._signal.set()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     def _work(self) -> None:
         while True:
+            self._resting = True
             self._signal.wait()
+            self._resting = False
             batch, self._batch = self._batch, None
-            if batch is None:
+            if batch is not None:
+                self._run_batch(batch)
+                continue
+            stopping = self._stopping  # asked first: a call that came before it is answered
+            self._called(self)
+            if stopping and self._batch is None:
                 self._ended_cpu_s = time.thread_time()
                 return
-            self._run_batch(batch)
 
     def _run_batch(self, batch: Batch) -> None:
         """Serve a batch and say that the lane is free; nothing that goes wrong may end the thread or lose a request."""
@@ -164,12 +158,12 @@ class Lane:
         except BaseException as error:
             _log.exception("lane %d failed in the midst of a batch", self.index)
             for entry in self.serving:
-                if not entry.future.done():
+                if entry.future.is_stuck() or not entry.future.done():
                     self._fail(entry, error.with_traceback(None))
         self.running = 0
         self.serving = ()
         try:
-            self._finished(self.index, service_s)
+            self._finished(self, service_s)
         except BaseException:  # the engine has the event all the same
             _log.exception("handling the end of a batch of lane %d failed", self.index)
 
@@ -222,15 +216,8 @@ class Lane:
 
     def _claim(self, entry: Entry) -> bool:
         """Return whether the request is still to be run: not cancelled, nor settled by its client."""
-        future = entry.future
-        claimed = False
-        if future.cancelled():
-            self.cancelled += 1
-        if future.cancelled() or not future.done():
-            try:
-                claimed = future.set_running_or_notify_cancel()
-            except (InvalidStateError, RuntimeError):  # the client was faster, just now
-                pass
+        claimed = claim(entry.future)
+        self.cancelled += entry.future.gave_up
         if not claimed and self._observers.watching:
             self._observers.left(entry.request, None, self._clock())
         return claimed
@@ -306,24 +293,3 @@ class Lane:
         failure = ModelError(entry.request_id, str(error))
         failure.__cause__ = error
         settle(entry.future, failure)
-
-
-def settle(future: Future[Outputs], outcome: Outputs | Exception | None) -> None:
-    """Give a future its outcome, None for a cancelled one; called once, by whoever took the request's entry.
-
-    A client that has settled the future by itself is left alone.
-    """
-    try:
-        if outcome is None or future.cancelled():
-            future.set_running_or_notify_cancel()  # or those who wait for it by `concurrent.futures.wait` never hear
-        elif isinstance(outcome, Exception):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
-    except (InvalidStateError, RuntimeError):
-        if outcome is not None and future.cancelled():  # between the question and the answer
-            settle(future, None)
-    except (
-        BaseException
-    ):  # a client's callback that raises SystemExit, say, must not end a lane, nor cost others theirs
-        _log.exception("a callback of a future failed")

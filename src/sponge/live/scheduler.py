@@ -25,9 +25,12 @@ from sponge.core.protocol import ControllerProtocol
 from sponge.core.settings import Settings
 from sponge.core.solver import Solver
 from sponge.core.values import Request
+from sponge.errors import SchedulerClosed
+from sponge.live.deadlines import deadline_of, seconds
 from sponge.live.engine import Recorder
-from sponge.live.lane import Entry, Outputs, RequestFuture
-from sponge.live.life_cycle import look_after
+from sponge.live.futures import Outputs, RequestFuture
+from sponge.live.lane import Entry
+from sponge.live.life_cycle import EXIT_TIMEOUT_S, look_after
 from sponge.live.observed import Observed
 from sponge.live.scalers import CpuScaler, ThreadScaler
 from sponge.live.service import Service
@@ -92,7 +95,7 @@ class Scheduler(Observed):
         name: str = "sponge",
     ) -> None:
         super().__init__(name)
-        if slo_s is not None and not slo_s > 0:
+        if slo_s is not None and not (slo_s := seconds("slo_s", slo_s)) > 0:
             raise ValueError(f"slo_s must be positive, got {slo_s}")
         owned: list[Any] = []
         if not isinstance(session, ElasticSession):
@@ -154,18 +157,19 @@ class Scheduler(Observed):
         concurrent.futures.Future
             Gives the outputs of ``session.run`` for this request's rows. Its exception is `DeadlineExceeded` if the
             request was turned away, `QueueFull`, `ModelError`, or `SchedulerClosed`. Cancelling it takes the request
-            out of the queue unless it already runs. Its callbacks run on the scheduler's threads: they must be quick,
-            and must not wait for another request.
+            out of the queue unless it already runs. Its callbacks run on the scheduler's threads (those of a future
+            that is already done, or is cancelled, on the thread that adds or cancels): they must be quick, and must
+            not wait for another request.
 
         Raises
         ------
         ValueError, TypeError
             If the inputs do not fit the model, or the deadline is missing or not a number.
         SchedulerClosed
-            If the scheduler is closed.
+            If the scheduler is closed; its subclass `ControllerFailed` if it has ended since its controller raised.
         """
         arrived_at = self._clock()
-        deadline = self._deadline(arrived_at, budget_s, deadline)
+        deadline = deadline_of(arrived_at, budget_s, deadline, self.slo_s)
         if isinstance(inputs, Mapping):
             inputs = hold_inputs(inputs, copy=self._copy_inputs)
         rows, shapes = self.session.check(inputs)
@@ -179,13 +183,15 @@ class Scheduler(Observed):
         group = self._groups.get(shapes)
         if group is None:
             group = self._new_group(shapes)
+        if service.engine.crowded and not service.owns_this_thread():
+            service.engine.wait_at_the_door()
         request_id = next(self._ids)
         future = RequestFuture(lambda: service.engine.post(Cancelled(request_id)))
         request = Request(request_id=request_id, arrived_at=arrived_at, deadline=deadline, rows=rows, group=group)
         if self._observers.watching:
             self._observers.submitted(request)
-        service.entries[request_id] = Entry(request, inputs, future)
-        service.engine.post(Arrived(request))
+        if not service.engine.post(Arrived(request), Entry(request, inputs, future)):
+            raise (service.refusal or SchedulerClosed)(None)  # closed in between
         return future
 
     async def infer(
@@ -256,7 +262,10 @@ class Scheduler(Observed):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close(drain=kind is None)
+        if kind is None:
+            self.close()
+        elif not self.close(drain=False, timeout_s=EXIT_TIMEOUT_S):
+            _log.warning("a batch was still running %g s after %s, and is left to itself", EXIT_TIMEOUT_S, kind)
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
@@ -266,19 +275,6 @@ class Scheduler(Observed):
             # The same shapes may get another number then: they miss a common batch, nothing worse.
             self._groups = {}
         return self._groups.setdefault(shapes, next(self._group_numbers))
-
-    def _deadline(self, now: float, budget_s: float | None, deadline: float | None) -> float:
-        if deadline is None:
-            if budget_s is None:
-                budget_s = self.slo_s
-                if budget_s is None:
-                    raise ValueError("budget_s or deadline must be given, since the scheduler has no slo_s")
-            deadline = now + budget_s
-        elif budget_s is not None:
-            raise ValueError(f"only one of budget_s and deadline may be given, got {budget_s} and {deadline}")
-        if math.isnan(deadline):
-            raise ValueError(f"budget_s and deadline must be numbers, got {budget_s} and {deadline}")
-        return float(deadline)
 
 
 def _default_controller(session: ElasticSession, solver: Solver | None, settings: Settings | None) -> Controller:

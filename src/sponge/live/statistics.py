@@ -43,6 +43,8 @@ class Statistics:
     """Attempts to put the allocation in force, or to find it in force, that failed."""
     cpu_control_fault: str = ""
     """Why the allocation asked for is not in force now, as far as known; empty if it is. *cores* is what is left."""
+    failure: str | None = None
+    """What the controller raised, if it did; nothing is served since."""
 
     @property
     def slo_attainment(self) -> float:
