@@ -128,7 +128,7 @@ class Scheduler(Observed):
         )
         self._engine = self._service.engine
         look_after(self, self._service)
-        self._engine.post(Tick())  # the controller's first allocation
+        self._engine.wait_until_idle(Tick(), 0.0)  # until the first allocation is in force
         self._serve_status_if_asked()
 
     # -- clients -------------------------------------------------------------------------------------------------
