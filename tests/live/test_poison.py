@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import time
 import weakref
@@ -477,7 +478,7 @@ def test_lane_outlives_whatever_goes_wrong_in_it(sessions: Any, caplog: pytest.L
     fail = threading.Event()
 
     def clock() -> float:
-        if fail.is_set() and threading.current_thread().name == "frail-lane-0":
+        if fail.is_set() and sys._getframe(1).f_code.co_name == "_answer":  # the lane's; the engine has a rule for it
             fail.clear()
             raise OSError("the clock is not there")
         return time.monotonic()

@@ -154,6 +154,7 @@ class Engine:
         self._ended = ended
         self._clock = clock
         self._recorder = recorder
+        self._last = 0.0
         self._inbox: deque[_Posted] = deque()
         self._busy = threading.Lock()
         self._running: set[int] = set()
@@ -283,7 +284,7 @@ class Engine:
             self._running.discard(event.lane)
         if isinstance(posted.more, _End):
             self._ends.append(posted.more)
-        now = self._clock()
+        now = self._now()
         if isinstance(event, Cancelled):
             self._take_out(event.request_id, None, now, settlements)
         actions = self._decide(event, now)
@@ -299,6 +300,14 @@ class Engine:
             else:
                 self._take_out(action.request_id, action.reason, now, settlements)
         return resized
+
+    def _now(self) -> float:
+        """Return the clock's instant; a clock that raises counts as standing still."""
+        try:
+            self._last = self._clock()
+        except BaseException:
+            _log.exception("the clock failed, and counts as standing still")
+        return self._last
 
     def _decide(self, event: Event, now: float) -> list[Action]:
         if self.failure is None:
@@ -366,7 +375,7 @@ class Engine:
         if not self._inbox:
             if stopping:
                 return True
-            self._alarm.wait(None if wakeup is None else wakeup - self._clock())
+            self._alarm.wait(None if wakeup is None else wakeup - self._now())
         return False
 
     def _catch_up(self) -> float | None:
@@ -374,7 +383,7 @@ class Engine:
         settlements: list[Settlement] = []
         with self._busy:  # waits, unlike others: when to come back is known only when the tick has been handled
             self._armed = -math.inf
-            if not self._inbox and self._wakeup is not None and self._wakeup <= self._clock():
+            if not self._inbox and self._wakeup is not None and self._wakeup <= self._now():
                 self._inbox.append(_Posted(Tick(), None))
             if self._inbox:
                 self._turn(settlements, None)
