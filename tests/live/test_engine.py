@@ -23,7 +23,7 @@ from sponge.core.events import Abort, Arrived, BatchFinished, CpuApplied, Drain,
 from sponge.core.latency import LatencyModel
 from sponge.core.solver import Solver
 from sponge.core.values import Batch
-from sponge.errors import ControllerFailed, ModelError, SchedulerClosed
+from sponge.errors import ControllerFailed, SchedulerClosed
 from sponge.live.scalers import ThreadScaler
 from sponge.live.scheduler import Scheduler
 from sponge.live.session import ElasticSession
@@ -486,23 +486,3 @@ def test_scaler_that_exits_costs_nothing(identity: ElasticSession, caplog: pytes
         assert scheduler.statistics().failure is None
         assert scheduler.statistics().cpu_control_errors > 0
     assert caplog.text.count("CPU control fails") == 1
-
-
-def test_clock_that_raises_counts_as_standing_still(identity: ElasticSession, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever a clock of the user's own does in the engine: nobody is lost, and no thread."""
-    broken = threading.Event()
-
-    def clock() -> float:
-        if broken.is_set() and threading.current_thread() is not threading.main_thread():
-            raise OSError("no clock")
-        return 5.0
-
-    with Scheduler(identity, solver(), clock=clock) as scheduler:
-        assert scheduler.submit(rows(1), budget_s=60).result(30)
-        broken.set()
-        futures = [scheduler.submit(rows(1), budget_s=60) for _ in range(10)]
-        outcomes = [future.exception(30) for future in futures]
-        broken.clear()
-        assert scheduler.submit(rows(1), budget_s=60).result(30)
-    assert all(outcome is None or isinstance(outcome, ModelError) for outcome in outcomes)
-    assert "counts as standing still" in caplog.text
