@@ -73,7 +73,7 @@ def submit_at_once(
         scheduler.submit(first, budget_s=600)
         futures = [scheduler.submit(inputs, budget_s=budget_s) for inputs, budget_s in others]
         then()
-    scheduler._engine._run()
+    scheduler._engine._wake()
     return futures
 
 
