@@ -275,7 +275,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     options.sections = set(options.sections)
     if options.quick:
-        options.repeats, options.duration_s, options.loads = 1, 1.5, [0.3, 1.2]
+        options.repeats, options.duration_s, options.loads = 1, 1.5, [0.6, 1.2]
     return options
 
 
