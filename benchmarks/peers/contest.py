@@ -180,7 +180,7 @@ class Race:
 
     def _limited(self, running: Running, repeat: int) -> None:
         """Once more with as many cores as sponge took at that load."""
-        sponges = self.runs["sponge-http"].get(str(LIMITED_LOAD))
+        sponges = self.runs.get("sponge-http", {}).get(str(LIMITED_LOAD))
         if not sponges:
             return
         cores = float(np.mean([run["cpu_cores"] for run in sponges]))
@@ -227,7 +227,7 @@ class Race:
     def result(self) -> dict[str, Any]:
         """Return everything, as JSON values."""
         apart = [one.name for one in self.contenders if one.lane == HTTP]
-        every = [run for name in apart for at_load in self.runs[name].values() for run in at_load]
+        every = [run for name in apart for at_load in self.runs.get(name, {}).values() for run in at_load]
         return {
             "machine": _machine(),
             "duration_s": self.options.duration_s,
