@@ -256,3 +256,14 @@ def detector(size: int = 32) -> bytes:
         [tensor("boxes", FLOAT, ["batch", 2, 4]), tensor("scores", FLOAT, ["batch", 2])],
         [numpy_helper.from_array(weights, "kernel"), numpy_helper.from_array(np.array([0, 2, 4]), "shape")],
     )
+
+
+def gather(rows: int = 100) -> bytes:
+    """``y = table[i]`` for i of shape (batch, width): raises for the whole batch if one index is out of range."""
+    table = numpy_helper.from_array(np.arange(rows, dtype=np.float32) * 10, "table")
+    return build(
+        [node("Gather", ["table", "i"], ["y"])],
+        [tensor("i", INT64, ["batch", "width"])],
+        [tensor("y", FLOAT, ["batch", "width"])],
+        [table],
+    )
