@@ -151,9 +151,27 @@ class Machine(RuleBasedStateMachine):
         self.send(BatchFinished(lane, ok, service_s))
 
     @precondition(lambda self: self.unanswered)
-    @rule(share=st.sampled_from([1.0, 1.0, 0.5]))
+    @rule(share=st.sampled_from([1.0, 1.0, 0.5, 0.0, 3.0]))
     def apply(self, share: float) -> None:
         self.send(CpuApplied(self.unanswered.pop(0) * share))
+
+    @rule(cores=st.sampled_from([0.0, 0.1, 1.0, 100.0]))
+    def find_another_allocation(self, cores: float) -> None:
+        """Somebody else has changed it; nobody asked."""
+        self.send(CpuApplied(cores))
+
+    @rule(seconds=st.sampled_from([-3600.0, -0.1]))
+    def read_a_clock_that_steps_back(self, seconds: float) -> None:
+        """For one event; it counts as standing still."""
+        right, self.now = self.now, self.now + seconds
+        self.send(Tick())
+        self.now = right
+
+    @rule()
+    def sleep_for_an_hour(self) -> None:
+        """The process was suspended: whatever has a deadline is overdue."""
+        self.now += 3600.0
+        self.send(Tick())
 
     @rule()
     def drain(self) -> None:

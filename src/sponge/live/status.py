@@ -92,7 +92,7 @@ class StatusServer:
         self.path = _default_path() if path is None else Path(path).absolute()
         self._scheduler = weakref.ref(scheduler)
         self._pid = os.getpid()
-        self._since = time.time()
+        self._since = time.monotonic()
         self._recent = RunRecorder(RECENT)
         self._closed = threading.Lock()
         self._socket = _listen(self.path)
@@ -157,7 +157,7 @@ def snapshot(scheduler: Observed, recent: RunRecorder, since: float) -> dict[str
         "name": scheduler.name,
         "command": " ".join(sys.argv)[:200],
         "now": now,
-        "watched_s": time.time() - since,
+        "watched_s": time.monotonic() - since,
         "statistics": attrs.asdict(found),
         "condition": scheduler.condition(),
         "max_lanes": scheduler.controller.max_lanes,
