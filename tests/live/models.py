@@ -198,12 +198,6 @@ def loop() -> bytes:
     return build(nodes, inputs, [tensor("y", FLOAT, ["batch"])], [start, true, zero])
 
 
-def quotient() -> bytes:
-    """``y = a / b`` for integers of shape (batch): raises for the whole batch if one divisor is 0."""
-    inputs = [tensor("a", INT64, ["batch"]), tensor("b", INT64, ["batch"])]
-    return build([node("Div", ["a", "b"], ["y"])], inputs, [tensor("y", INT64, ["batch"])])
-
-
 def parsed() -> bytes:
     """``y`` = the numbers that the strings x (batch) spell: raises for the whole batch if one spells none."""
     return build(

@@ -303,12 +303,6 @@ def index(value: int) -> Inputs:
 POISON: dict[str, tuple[str, Callable[[int], Inputs], Inputs, Callable[[int], list[Any]]]] = {
     # model, a good request by number, the poisonous one, the good one's answer
     "index out of range": ("lookup", index, index(999), lambda i: [10.0 * i]),
-    "division by zero": (
-        "quotient",
-        lambda i: {"a": np.array([6 * i]), "b": np.array([3])},
-        {"a": np.array([6]), "b": np.array([0])},
-        lambda i: [2 * i],
-    ),
     "no number": (
         "parsed",
         lambda i: {"x": np.array([str(i)], dtype=object)},
