@@ -21,7 +21,9 @@ from sponge.live.scheduler import Scheduler
 def serving(app: Any, **config: Any) -> Iterator[int]:
     """Serve an ASGI application in a thread; gives the port."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", **{"http": "h11", **config}))
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="warning", **{"http": "h11", "timeout_graceful_shutdown": 10, **config})
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
