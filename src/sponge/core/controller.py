@@ -209,7 +209,8 @@ class Controller:
                 break
             decision = self._policy.decide(state, self._queue.deadlines())
             if isinstance(decision, Wait):
-                if decision.until is not None:
+                self._hold_until = decision.until
+                if decision.for_company and decision.until is not None:
                     # Who waits for company waits once: what arrives in between does not prolong it.
                     self._hold_ends = self._hold_until = min(decision.until, self._hold_ends)
                 break
@@ -288,6 +289,7 @@ class Controller:
             not self._draining and now < self._hold_ends,
             head.rows,
             queue.head_group_rows,
+            lanes.free_at,
         )
 
     def _start(self, queue: EdfQueue, decision: Dispatch, now: float) -> StartBatch:

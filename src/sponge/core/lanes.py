@@ -34,13 +34,14 @@ class Lanes:
         Number of lanes, >= 1.
     """
 
-    __slots__ = ("_cores", "_ends_at", "_free", "_running", "busy")
+    __slots__ = ("_cores", "_ends_at", "_free", "_free_at", "_running", "busy")
 
     def __init__(self, count: int) -> None:
         self._running: list[Running | None] = [None] * count
         self._free = list(range(count))  # a heap: the lowest lane first
         self._cores = np.zeros(count)
         self._ends_at = np.zeros(count)
+        self._free_at = np.full(count, np.inf)  # the same, but for the lanes on which nothing runs
         self.busy = 0
         """Lanes that run a batch."""
 
@@ -65,6 +66,11 @@ class Lanes:
         left_s = self._ends_at - now
         return float(np.maximum(left_s, 0.0, out=left_s) @ self._cores)
 
+    @property
+    def free_at(self) -> float:
+        """When the first of the running batches is predicted to end [s]; ``-inf`` if none runs."""
+        return float(np.minimum.reduce(self._free_at)) if self.busy else float("-inf")
+
     def start(self, running: Running) -> None:
         """Put a batch on its lane, which must be the lowest free one."""
         batch = running.batch
@@ -72,7 +78,7 @@ class Lanes:
         assert lane == batch.lane
         self._running[lane] = running
         self._cores[lane] = batch.cores
-        self._ends_at[lane] = running.started_at + batch.expected_s
+        self._ends_at[lane] = self._free_at[lane] = running.started_at + batch.expected_s
         self.busy += 1
 
     def finish(self, lane: int) -> Running:
@@ -88,6 +94,7 @@ class Lanes:
             raise ValueError(f"lane {lane} finished a batch but was not running one")
         self._running[lane] = None
         self._cores[lane] = 0.0
+        self._free_at[lane] = np.inf
         heappush(self._free, lane)
         self.busy -= 1
         return running

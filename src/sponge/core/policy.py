@@ -9,6 +9,10 @@ Rules, and why they hold:
   already running, by the *typical* latency: of many batches in a row the tails do not add up, and a tail that was
   measured badly must not decide what is cheap. Everything is decided again at the next dispatch, so only the first
   batch of the plan is ever binding.
+* Lanes disturb each other, so that many at a time cost more than few. A choice therefore also says how many lanes side
+  by side it counts on; the fewest that will do are the cheapest, and while as many are running, the queue waits for one
+  of them, as long as that leaves a way out. Where lanes do not disturb each other, all that fit are counted on, and
+  nothing waits.
 * When no choice is adequate, the most urgent request is saved at the highest throughput: what can be saved later
   depends on how soon the lane is free again.
 * A batch waits for company only as long as nobody's deadline is at risk, no longer than it would itself take, and
@@ -39,6 +43,11 @@ _HOLD_BELOW = 0.7
 time that a lane stands still is missing later."""
 _HOLD_RESERVE = 0.5
 """Share of the batch's own latency that is kept as slack while waiting for company."""
+_CHEAPER = 0.06
+"""Relative difference of cost from which fewer lanes at a time are told apart from more."""
+_FEWER_LANES_RESERVE = 1.25
+"""How many times the typical latency must fit if a choice counts on fewer lanes than there could be: those who come
+next may need the others, which are slower then."""
 _WIDER = 1.0625
 """Ratio of neighbouring widths that are told apart: all whole numbers of cores up to 17. Beyond, one more core changes
 latency and cost by less than they are known, and the number of choices would grow with the machine."""
@@ -63,6 +72,8 @@ class State:
     """Rows of the most urgent request, which is not divided."""
     group_rows: int = 1
     """Waiting rows that may share a batch with it, its own included."""
+    lane_free_at: float = float("-inf")
+    """When the first of the running batches is predicted to end [s]; past if none runs."""
 
 
 @attrs.frozen(slots=True)
@@ -78,6 +89,8 @@ class Wait:
     """Start nothing now; decide again at *until* [s] at the latest, or when something happens."""
 
     until: float | None
+    for_company: bool = False
+    """Whether it waits for more requests, rather than for cores or a lane."""
 
 
 class Policy:
@@ -101,35 +114,41 @@ class Policy:
             or np.unique(np.append(np.arange(solver.min_cores, solver.max_cores, 1.0), solver.max_cores)).tolist()
         )
         self.smallest_cores = levels[0]
-        cores = np.repeat(np.array(levels), solver.max_batch_size)
-        batches = np.tile(np.arange(1, solver.max_batch_size + 1), len(levels))
-        lanes = np.minimum(solver.max_lanes, np.floor(solver.max_cores / cores + 1e-9)).astype(np.int64)
+        cores, batches, lanes, most = _choices(solver, levels)
         tail_s = solver.latency.latency_s(batches.astype(np.float64), cores, lanes)
         typical_s = np.minimum(typical(solver.latency).latency_s(batches.astype(np.float64), cores, lanes), tail_s)
         cost = cores * typical_s / batches
-        order = np.lexsort((typical_s, np.round(np.log(cost) / _SAME_COST)))
+        order = np.lexsort((typical_s, -lanes, np.round(np.log(cost) / _SAME_COST)))
         self._cores = cores[order]
         self._batches = batches[order]
+        self._at_most = np.where(most, solver.max_lanes, lanes)[order]
         self._tail_s = tail_s[order]
         self._typical_s = typical_s[order]
         self._cost = cost[order]
+        self._planned_s = np.where(most, typical_s, _FEWER_LANES_RESERVE * typical_s)[order]
         self._lane_cores = (cores * lanes)[order]
         self._side_by_side = (batches * lanes)[order].astype(np.float64)
         products, self._product_of = np.unique((batches * lanes)[order], return_inverse=True)
         self._waves = WaveSample(products.tolist())
         self._throughput = self._side_by_side / self._typical_s
-        # A lone request: (tail, typical latency, cores, lanes), cheapest first, and the rate from which holding it for
-        # company may pay.
+        # A lone request: (tail, planned latency, cores, lanes counted on, how many may run), cheapest first; and the
+        # rate from which holding it for company may pay.
         alone = np.flatnonzero(self._batches == 1)
-        self._alone: list[tuple[float, float, float, float]] = [
-            (float(self._tail_s[i]), float(self._typical_s[i]), float(self._cores[i]), float(self._side_by_side[i]))
+        self._alone: list[tuple[float, float, float, float, int]] = [
+            (
+                float(self._tail_s[i]),
+                float(self._planned_s[i]),
+                float(self._cores[i]),
+                float(self._side_by_side[i]),
+                int(self._at_most[i]),
+            )
             for i in alone
         ]
         more = self._batches > 1
         self._company_rps = float(((self._batches[more] - 1) / self._tail_s[more]).min(initial=np.inf))
-        self.cheapest_core_s = float(self._cost.min())
-        """Least core-seconds that a request can cost."""
-        self._narrow_tail_s: list[float] = tail_s[: solver.max_batch_size].tolist()
+        self.cheapest_core_s = float(cost[most].min())
+        """Least core-seconds that a request can cost while all lanes run."""
+        self._narrow_tail_s: list[float] = tail_s[most][: solver.max_batch_size].tolist()
         alone_on_all = np.arange(1.0, solver.max_batch_size + 1.0), np.full(solver.max_batch_size, levels[-1])
         fastest_s = solver.latency.latency_s(*alone_on_all)
         self._fastest_s: list[float] = fastest_s.tolist()
@@ -175,7 +194,8 @@ class Policy:
             allowed_s -= state.backlog_core_s / self._lane_cores
         if rate_rps > 0:
             np.minimum(allowed_s, self._side_by_side / rate_rps, out=allowed_s)
-        adequate = (self._typical_s * state.typical_scale <= allowed_s) & (tail_s <= head_s)
+        planned_s = self._planned_s * state.typical_scale
+        adequate = (planned_s <= allowed_s) & (tail_s <= head_s)
         startable = (self._cores <= state.free_cores) & (self._batches <= state.group_rows)
         if state.head_rows > 1:
             startable &= self._batches >= state.head_rows
@@ -187,7 +207,17 @@ class Policy:
             calm = self._typical_s * (state.typical_scale * rate_rps) <= _HOLD_BELOW * self._side_by_side
             wait_s = self._worth_waiting_s(adequate & calm, tail_s, cost, state.group_rows, head_s, rate_rps)
             if wait_s > 0:
-                return Wait(state.now + wait_s)
+                return Wait(state.now + wait_s, for_company=True)
+        if found and self._at_most[choice] <= state.busy_lanes:
+            startable &= self._at_most > state.busy_lanes
+            wait_s = state.lane_free_at - state.now
+            if wait_s > 0 and tail_s[choice] + wait_s <= head_s:
+                # Waiting must leave a way out: what could start now must still be adequate then.
+                still = (planned_s + wait_s <= allowed_s) & (tail_s + wait_s <= head_s) & startable
+                if still.any():
+                    return Wait(state.lane_free_at)
+            choice = int((adequate & startable).argmax())
+            found = bool(adequate[choice] and startable[choice])
         if not found:
             return self._rescue(state, startable, tail_s, head_s)
         return Dispatch(float(self._cores[choice]), int(self._batches[choice]))
@@ -203,14 +233,14 @@ class Policy:
         """The same choice for a single row that no company is to be waited for, without arrays: ten times faster."""
         budget_s = deadline - (state.now + self._guard_s)
         rate_rps, backlog_core_s = state.arrival_rate_rps, state.backlog_core_s
-        for tail_s, typical_s, cores, lanes in self._alone:
+        for tail_s, planned_s, cores, lanes, at_most in self._alone:
             if cores > state.free_cores or tail_s * state.scale > budget_s:
                 continue
             allowed_s = budget_s - backlog_core_s / (cores * lanes)
             if rate_rps > 0:
                 allowed_s = min(allowed_s, lanes / rate_rps)
-            if typical_s * state.typical_scale <= allowed_s:
-                return Dispatch(cores, 1)
+            if planned_s * state.typical_scale <= allowed_s:
+                return Dispatch(cores, 1) if at_most > state.busy_lanes else None
         return None
 
     def _rescue(
@@ -242,6 +272,31 @@ class Policy:
         worth = adequate & (company_s > 0) & (company_s <= longest_s) & (self._cost <= _WORTH_HOLDING * cost)
         cheapest = int(worth.argmax())
         return float(longest_s[cheapest]) if worth[cheapest] else 0.0
+
+
+def _choices(
+    solver: Solver, levels: list[float]
+) -> tuple[FloatArray, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Return cores, batch size and lanes side by side of every choice, and which of them count on all lanes that fit.
+
+    Fewer lanes are a choice of their own only where they are cheaper.
+    """
+    found: list[tuple[float, int, int]] = []
+    most: list[bool] = []
+    batches = np.arange(1.0, solver.max_batch_size + 1.0)
+    for cores in levels:
+        fit = min(solver.max_lanes, int(solver.max_cores / cores + 1e-9))
+        lanes = np.arange(1, fit + 1)
+        log_cost = np.log(typical(solver.latency).latency_s(batches[:, None], np.float64(cores), lanes[None, :]))
+        for batch_size, row in enumerate(log_cost.tolist(), start=1):
+            kept = float("inf")
+            for count in range(fit, 0, -1):
+                if row[count - 1] <= kept - _CHEAPER:
+                    kept = row[count - 1]
+                    found.append((cores, batch_size, count))
+                    most.append(count == fit)
+    cores_of, batch_of, lanes_of = zip(*found, strict=True)
+    return np.array(cores_of), np.array(batch_of), np.array(lanes_of), np.array(most)
 
 
 def _distinct(levels: Sequence[float]) -> list[float]:
