@@ -588,3 +588,19 @@ def test_errors_name_what_was_wrong() -> None:
         Settings(max_queue=0)
     with pytest.raises(ValueError, match="idle_cores"):
         attrs.evolve(Settings(), idle_cores=-1.0)
+
+
+def test_burst_is_seen_whole_before_its_first_request_starts() -> None:
+    """Eight at once on one lane: one batch in time, not one request by itself and seven too late."""
+    only_lane = solver(max_lanes=1, max_cores=2)
+    together, one_by_one = Controller(only_lane), Controller(only_lane)
+    first: list[Action] = []
+    for i in range(8):
+        first += together.handle(Arrived(request(i, deadline=0.5), more=i < 7), now=0.0)
+        one_by_one.handle(Arrived(request(i, deadline=0.5)), now=0.0)
+        together.check()
+    (batch,) = started(first)
+    assert batch.rows == 8
+    assert together.handle(BatchFinished(0), now=batch.expected_s) == []
+    assert batch.expected_s <= 0.5
+    assert one_by_one.queue_length == 7

@@ -99,6 +99,8 @@ class BaselineMachine(RuleBasedStateMachine):
         self.unanswered.append(action.cores)
         if self.replicas:
             self.in_force = min(self.in_force or 0.0, action.cores)
+            # Replicas given back while they start do not come, not even if as many are asked for again meanwhile.
+            self.unanswered = [min(cores, action.cores) for cores in self.unanswered]
 
     def start(self, batch: Batch) -> None:
         assert batch.lane not in self.running, "the lane is busy"
@@ -170,6 +172,7 @@ class BaselineMachine(RuleBasedStateMachine):
     @rule(wait=st.floats(0.0, 1.0))
     def apply(self, wait: float) -> None:
         self.now += wait
+        self.send(Tick())  # a period that ends at this instant, and may ask for more, comes before the answer
         cores = self.unanswered.pop(0)
         self.in_force = min(cores, self.asked or 0.0) if self.replicas else cores
         self.send(CpuApplied(cores))

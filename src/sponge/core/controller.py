@@ -64,6 +64,7 @@ class Controller:
         self._ceiling_cores = float("inf")
         self._ceiling_until = float("-inf")
         self._hold_until: float | None = None
+        self._more = False
         self._hold_ends = float("inf")
         self._draining = False
         self._aborted = False
@@ -93,6 +94,9 @@ class Controller:
         actions: list[Action] = []
         if isinstance(event, Arrived):
             self._arrive(event.request, now, actions)
+            self._more = event.more
+            if event.more:
+                return actions
         elif isinstance(event, BatchFinished):
             self._finish(event, now)
         elif isinstance(event, CpuApplied):
@@ -367,7 +371,7 @@ class Controller:
         assert not self._late or self.settings.late is Late.SERVE
         if self._aborted:
             assert not self.queue_length
-        if self._queue and not running:
+        if self._queue and not running and not self._more:
             assert self._hold_until is not None, "waiting requests, free lanes, and no reason to wait"
         wakeup = self.next_wakeup()
         assert wakeup is None or wakeup > self._now, "a tick that would change nothing"

@@ -14,6 +14,9 @@ class Arrived:
     """A request was accepted by the shell."""
 
     request: Request
+    more: bool = False
+    """Whether another one arrived together with it and is handed over next. Then that is waited for: who decides about
+    the first of a burst by itself gives it a lane that all of them need."""
 
 
 @attrs.frozen(slots=True)

@@ -46,10 +46,10 @@ class OpenSource:
 
     def take(self) -> Arrived:
         """See `Source`."""
-        taken = self._arrival
+        arrived_at, taken = self.next_at, self._arrival
         assert taken is not None
         self.next_at, self._arrival = next(self._arrivals, _NOBODY)
-        return taken
+        return Arrived(taken.request, more=True) if self.next_at == arrived_at else taken
 
     def workload(self) -> Workload:
         """See `Source`."""
@@ -85,7 +85,7 @@ class ClosedSource:
         self._arrived_at_s.append(arrived_at)
         self._deadline_s.append(deadline)
         self.next_at = self._clients.next_at
-        return Arrived(request)
+        return Arrived(request, more=self.next_at == arrived_at)
 
     def answered(self, request_id: int, now: float) -> None:
         """Tell the client of a request that it was answered or turned away at *now* [s]."""

@@ -142,6 +142,8 @@ class Baseline:
             self._pass_periods(now, actions)
         if isinstance(event, Arrived):
             self._arrive(event.request, now, actions)
+            if event.more:
+                return actions
         elif isinstance(event, BatchFinished):
             self._finish(event, now)
         elif isinstance(event, CpuApplied):
