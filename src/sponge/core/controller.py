@@ -374,4 +374,4 @@ class Controller:
         if self._queue and not running and not self._more:
             assert self._hold_until is not None, "waiting requests, free lanes, and no reason to wait"
         wakeup = self.next_wakeup()
-        assert wakeup is None or wakeup > self._now, "a tick that would change nothing"
+        assert self._more or wakeup is None or wakeup > self._now, "a tick that would change nothing"
