@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
@@ -486,3 +487,47 @@ def test_scaler_that_exits_costs_nothing(identity: ElasticSession, caplog: pytes
         assert scheduler.statistics().failure is None
         assert scheduler.statistics().cpu_control_errors > 0
     assert caplog.text.count("CPU control fails") == 1
+
+
+def test_clock_that_raises_costs_no_request_its_outcome(identity: ElasticSession) -> None:
+    """It counts as standing still; the client whose own call meets the error is told by it, and was not accepted."""
+    readings = itertools.count()
+
+    def clock() -> float:
+        if next(readings) % 7 == 3:
+            raise OSError("no clock today")
+        return time.monotonic()
+
+    accepted: list[Future[Any]] = []
+    with Scheduler(identity, solver(), clock=clock) as scheduler:
+        for i in range(500):
+            try:
+                accepted.append(scheduler.submit(rows(float(i)), budget_s=60.0))
+            except OSError:
+                continue
+        done, waiting = wait(accepted, timeout=60.0)
+        assert not waiting
+        assert len(done) > 300
+        assert all(future.exception() is None for future in done)
+        statistics = scheduler.statistics()
+    assert statistics.submitted == statistics.met + statistics.late == len(accepted)
+
+
+def test_requests_that_wait_in_the_inbox_are_decided_about_together(loop: ElasticSession) -> None:
+    """What came in while nobody could look is one burst: its first request must not start by itself."""
+    seen: list[bool] = []
+
+    def recorder(now: float, event: Event, actions: list[Action]) -> None:
+        if isinstance(event, Arrived):
+            seen.append(event.more)
+
+    one_lane = solver(max_cores=1, max_lanes=1)
+    with Scheduler(loop, one_lane, recorder=recorder) as scheduler:
+        engine = scheduler._service.engine
+        with engine._busy:  # whoever is at it takes a while
+            futures = [scheduler.submit(slow(1), budget_s=60.0) for _ in range(4)]
+        futures.append(scheduler.submit(slow(1), budget_s=60.0))
+        wait(futures)
+        assert scheduler.statistics().batches < 5
+    assert seen[:3] == [True, True, True]
+    assert seen[-1] is False

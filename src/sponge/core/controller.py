@@ -93,6 +93,8 @@ class Controller:
         now = self._now = max(now, self._now)
         actions: list[Action] = []
         if isinstance(event, Arrived):
+            if self._more and self.queue_length >= self.settings.max_queue:
+                self._dispatch(now, actions)  # whoever of the burst can start now makes room
             self._arrive(event.request, now, actions)
             self._more = event.more
             if event.more:

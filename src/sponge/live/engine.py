@@ -280,11 +280,13 @@ class Engine:
         if isinstance(event, Arrived):
             self.arrived += 1
             self._admit(posted.more)
+            if self._inbox and isinstance(self._inbox[0].event, Arrived):
+                event = Arrived(event.request, more=True)
         elif isinstance(event, BatchFinished):
             self._running.discard(event.lane)
         if isinstance(posted.more, _End):
             self._ends.append(posted.more)
-        now = self._now()
+        now = self.now()
         if isinstance(event, Cancelled):
             self._take_out(event.request_id, None, now, settlements)
         actions = self._decide(event, now)
@@ -301,7 +303,7 @@ class Engine:
                 self._take_out(action.request_id, action.reason, now, settlements)
         return resized
 
-    def _now(self) -> float:
+    def now(self) -> float:
         """Return the clock's instant; a clock that raises counts as standing still."""
         try:
             self._last = self._clock()
@@ -375,7 +377,7 @@ class Engine:
         if not self._inbox:
             if stopping:
                 return True
-            self._alarm.wait(None if wakeup is None else wakeup - self._now())
+            self._alarm.wait(None if wakeup is None else wakeup - self.now())
         return False
 
     def _catch_up(self) -> float | None:
@@ -383,7 +385,7 @@ class Engine:
         settlements: list[Settlement] = []
         with self._busy:  # waits, unlike others: when to come back is known only when the tick has been handled
             self._armed = -math.inf
-            if not self._inbox and self._wakeup is not None and self._wakeup <= self._now():
+            if not self._inbox and self._wakeup is not None and self._wakeup <= self.now():
                 self._inbox.append(_Posted(Tick(), None))
             if self._inbox:
                 self._turn(settlements, None)

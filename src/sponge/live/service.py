@@ -81,6 +81,7 @@ class Service:
             recorder=recorder,
             name=f"{name}-alarm",
         )
+        self._clock = self.engine.now  # it does not raise, whatever a clock of the user's own does
         self._lanes = [self._make_lane(index, name) for index in range(controller.max_lanes)]
         try:
             self._cpu.adopt()

@@ -141,6 +141,8 @@ class Baseline:
         if self.period_s is not None:
             self._pass_periods(now, actions)
         if isinstance(event, Arrived):
+            if len(self._waiting) >= self.max_queue:
+                self._dispatch(now, actions)  # whoever of a burst can start now makes room
             self._arrive(event.request, now, actions)
             if event.more:
                 return actions
