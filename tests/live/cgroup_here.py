@@ -142,7 +142,11 @@ def group_above(quota_us: int) -> Iterator[str]:
 def run_python(script: str, *, prefix: tuple[str, ...] = ()) -> str:
     """Run a script in another process and return what it printed; its failure is ours."""
     done = subprocess.run(
-        [*prefix, sys.executable, "-c", script], capture_output=True, text=True, timeout=600, check=False
+        [*prefix, sys.executable, "-X", "faulthandler", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
     assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout[-2_000:]}\n{done.stderr}"
     return done.stdout.strip()

@@ -29,6 +29,8 @@ _CEILING_MEMORY_S = 1.0
 """How long an allocation that fell short is taken for all there is [s]."""
 _OVERLOAD = 0.9
 """Share of the cheapest capacity from which requests are given up rather than saved on wider lanes."""
+_SOONER = 0.75
+"""Share of the predicted time after which running batches may be over, if all goes well for those who wait for it."""
 _TYPICAL_WINDOW = 16
 """Batches over which the median is followed: it needs fewer than a tail to be known."""
 _MAX_GROUPS_FOLLOWED = 64
@@ -215,6 +217,10 @@ class Controller:
                 break
             decision = self._policy.decide(state, self._queue.deadlines())
             if isinstance(decision, Wait):
+                if decision.until is None and not self._may_still_fit(state):
+                    # It would only hold back those behind it until its deadline is past.
+                    self._give_up(self._queue.head(), actions)
+                    continue
                 self._hold_until = decision.until
                 if decision.for_company and decision.until is not None:
                     # Who waits for company waits once: what arrives in between does not prolong it.
@@ -238,16 +244,33 @@ class Controller:
             head = self._queue.head()
             if now < self._given_up_at(head):
                 return
-            self._queue.remove(head.request_id)
             if head.group in self._drift and now < self._lost_at(head, drift=False):
                 # Lost only because the model is believed to be slow. Were it never run again, nothing could show
                 # otherwise: each such request counts as evidence for the profile.
                 for drift in self._drift[head.group]:
                     drift.observe(1.0, 1.0)
-            if self.settings.late is Late.SERVE:
-                self._late.push(head)
-            else:
-                actions.append(Reject(head.request_id, RejectReason.DEADLINE))
+            self._give_up(head, actions)
+
+    def _give_up(self, request: Request, actions: list[Action]) -> None:
+        self._queue.remove(request.request_id)
+        if self.settings.late is Late.SERVE:
+            self._late.push(request)
+        else:
+            actions.append(Reject(request.request_id, RejectReason.DEADLINE))
+
+    def _may_still_fit(self, state: State) -> bool:
+        """Tell whether the head could be in time on cores that running batches give back, if all goes well."""
+        if self._reserve is not None:
+            return True  # other cores may come
+        head = self._queue.head()
+        free_cores = state.free_cores
+        for cores, ends_at in ((0.0, state.now), *self._lanes.freed()):
+            free_cores += cores
+            free_at = state.now + max(0.0, _SOONER * (ends_at - state.now))
+            typical_s = self._policy.typical_within_s(head.rows, free_cores) * state.typical_scale
+            if free_at + typical_s <= head.deadline - self.settings.guard_s:
+                return True
+        return False
 
     def _given_up_at(self, request: Request) -> float:
         """Instant from which the request is not served any more."""

@@ -71,6 +71,12 @@ class Lanes:
         """When the first of the running batches is predicted to end [s]; ``-inf`` if none runs."""
         return float(np.minimum.reduce(self._free_at)) if self.busy else float("-inf")
 
+    def freed(self) -> list[tuple[float, float]]:
+        """Return (cores, instant) of what the running batches are predicted to give back, in the order of time."""
+        ends_at = self._ends_at.tolist()
+        freed = [(running.batch.cores, ends_at[running.batch.lane]) for running in self]
+        return sorted(freed, key=lambda pair: pair[1])
+
     def start(self, running: Running) -> None:
         """Put a batch on its lane, which must be the lowest free one."""
         batch = running.batch

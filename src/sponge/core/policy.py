@@ -21,6 +21,7 @@ Rules, and why they hold:
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -152,8 +153,11 @@ class Policy:
         alone_on_all = np.arange(1.0, solver.max_batch_size + 1.0), np.full(solver.max_batch_size, levels[-1])
         fastest_s = solver.latency.latency_s(*alone_on_all)
         self._fastest_s: list[float] = fastest_s.tolist()
-        self._fastest_typical_s: list[float] = np.minimum(
-            typical(solver.latency).latency_s(*alone_on_all), fastest_s
+        self._levels = levels
+        batch_sizes = np.arange(1.0, solver.max_batch_size + 1.0)[:, None]
+        self._typical_alone_s: list[list[float]] = np.minimum(
+            typical(solver.latency).latency_s(batch_sizes, np.array(levels)),
+            solver.latency.latency_s(batch_sizes, np.array(levels)),
         ).tolist()
 
     def fastest_s(self, rows: int) -> float:
@@ -162,7 +166,12 @@ class Policy:
 
     def fastest_typical_s(self, rows: int) -> float:
         """Return the typical latency of a batch of *rows* alone on all cores [s]."""
-        return self._fastest_typical_s[rows - 1]
+        return self._typical_alone_s[rows - 1][-1]
+
+    def typical_within_s(self, rows: int, cores: float) -> float:
+        """Return the typical latency of a batch of *rows* alone on no more than *cores* [s]; ``inf`` on too few."""
+        level = bisect_right(self._levels, cores)
+        return self._typical_alone_s[rows - 1][level - 1] if level else float("inf")
 
     def cheapest_tail_s(self, rows: int) -> float:
         """Return the tail latency of a batch of *rows* on the narrowest lane among others [s]."""
