@@ -610,7 +610,7 @@ def test_hopeless_head_does_not_hold_back_those_behind_it() -> None:
     """It needs both cores before one of them is free: nothing is won by waiting, and the next one would be lost too."""
     slow = LatencyModel(0.8, 0.0, 0.1, 0.1)  # 1 s on one core, 0.6 s on two
     two_cores = Solver(slow, max_cores=2, max_batch_size=1, max_lanes=2)
-    controller = Controller(two_cores, Settings(hold=False))
+    controller = Controller(two_cores, Settings(hold=False, rate_time_constant_s=1e3))
     controller.handle(Arrived(request(0, deadline=100.0)), now=0.0)
     hopeless = controller.handle(Arrived(request(1, deadline=0.95)), now=0.0)
     assert Reject(1, RejectReason.DEADLINE) in hopeless
@@ -622,7 +622,7 @@ def test_head_that_fits_when_a_lane_is_free_is_waited_for() -> None:
     """The same, due a little later: both cores are free in time, and the head is the more urgent one."""
     slow = LatencyModel(0.8, 0.0, 0.1, 0.1)
     two_cores = Solver(slow, max_cores=2, max_batch_size=1, max_lanes=2)
-    controller = Controller(two_cores, Settings(hold=False))
+    controller = Controller(two_cores, Settings(hold=False, rate_time_constant_s=1e3))
     controller.handle(Arrived(request(0, deadline=100.0)), now=0.0)
     assert controller.handle(Arrived(request(1, deadline=1.61)), now=0.62) == []
     (batch,) = started(controller.handle(BatchFinished(0, True, 1.0), now=1.0))
