@@ -203,7 +203,7 @@ def copy_packages(target: Path) -> None:
 def boot(kernel: Path, image: Path, timeout: float) -> str:
     """Boot the image in emulation, show what its console says, and return it."""
     command = [
-        *("qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "3G", "-nic", "none"),
+        *("qemu-system-x86_64", "-accel", "tcg", "-cpu", "max,-avx2", "-smp", "2", "-m", "3G", "-nic", "none"),
         *("-nographic", "-no-reboot", "-kernel", str(kernel), "-initrd", str(image)),
         *("-append", "console=ttyS0 quiet panic=-1 rdinit=/init"),
     ]
