@@ -529,6 +529,7 @@ def test_idle_service_gives_its_cores_back() -> None:
 def test_slow_resize_is_asked_for_ahead_and_waited_for() -> None:
     """A pod's resize takes a while: what was needed lately stays allocated, and nothing starts on cores to come."""
     controller = Controller(solver(max_batch_size=1), Settings(resize_delay_s=1.0, linger_s=0.0))
+    assert controller.handle(Tick(), now=-20.0) == [SetCpu(4.0)], "nothing is known yet: all cores"
     controller.handle(CpuApplied(1.0), now=0.0)
     actions: list[Action] = []
     for i in range(8):

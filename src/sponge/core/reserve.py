@@ -73,7 +73,7 @@ class Reserve:
         Time kept between the predicted end of a batch and the deadline [s].
     """
 
-    __slots__ = ("_delay_s", "_guard_s", "_look_at", "_peak", "_sample", "_solver", "_stale")
+    __slots__ = ("_began", "_delay_s", "_guard_s", "_look_at", "_peak", "_sample", "_solver", "_stale")
 
     def __init__(self, solver: Solver, delay_s: float, guard_s: float) -> None:
         self._solver = solver
@@ -83,6 +83,7 @@ class Reserve:
         self._sample = WaveSample(solver.products.tolist())
         self._look_at = float("-inf")
         self._stale = False
+        self._began = False
 
     def is_due(self, now: float) -> bool:
         """Tell whether to `look` again; what happens before is noted as not looked at."""
@@ -103,6 +104,10 @@ class Reserve:
         arrival_rate_rps
             Rows per second.
         """
+        if not self._began:
+            # Nothing is known yet, and what the first request needs is not what the next ones do.
+            self._began = True
+            self._peak.observe(now, self._solver.max_cores)
         self._look_at = now + _LOOK_DELAYS * self._delay_s
         self._stale = False
         solver = self._solver

@@ -33,7 +33,7 @@ class Settings:
     resize_delay_s: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
     """How long it takes until a larger allocation is in force [s]: 0 for a quota, more where it takes a pod's resize or
     a replica's start. Above 0, batches start only on cores that are in force, and the largest demand of the last ten
-    delays is kept allocated, since what is asked for when it is needed comes too late."""
+    delays is kept allocated, since what is asked for when it is needed comes too late. It begins with all cores."""
     rate_time_constant_s: float = attrs.field(default=2.0, validator=attrs.validators.gt(0))
     """How much of the past counts in the arrival rate [s]."""
     follow_drift: bool = True

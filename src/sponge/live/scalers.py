@@ -18,6 +18,9 @@ from sponge.errors import CgroupUnavailable, CpuControlError
 
 _log = logging.getLogger("sponge.scalers")
 
+_CHECK_EVERY_S = 0.25
+"""For a quota in a service, which also asks for the same share again twice a second to see whether it is in force."""
+
 
 @runtime_checkable
 class CpuScaler(Protocol):
@@ -283,7 +286,7 @@ def best_scaler(how: Literal["auto", "quota", "affinity", "threads"] = "auto", *
     from sponge.live.cgroup import CgroupScaler
 
     try:
-        return CgroupScaler(**kwargs)
+        return CgroupScaler(**{"check_every_s": _CHECK_EVERY_S, **kwargs})
     except CgroupUnavailable as error:
         if how == "quota":
             raise

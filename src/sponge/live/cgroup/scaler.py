@@ -10,6 +10,7 @@ Rules
 - A forked child owns nothing: it neither restores nor removes, and may not scale. Its parent does.
 - `CgroupScaler.scale` is on the serving path. It writes only when the quota changes, and reads what is in force
   before and after, the quotas above as well: to ask for the same share again is to check that it is still in force.
+  Every read lets another thread take the interpreter's lock, so that a service may ask for a look now and then only.
 - A fault is told once, and what can be put right is put right by the next call: a quota that something else
   wrote is written again, a group that is gone is made anew and the threads are brought in.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import time
 import weakref
 from collections.abc import Iterable
 from types import TracebackType
@@ -58,6 +60,9 @@ class CgroupScaler(CpuScaler):
     min_cores
         Smaller requests are raised to this [cores]; by default, and at least, the kernel's minimum of 1 ms
         per period.
+    check_every_s
+        For how long after a look at what is in force a change is only written and read back [s], >= 0; 0: every
+        call looks at everything. Asking for the same share always does.
 
     Raises
     ------
@@ -76,6 +81,7 @@ class CgroupScaler(CpuScaler):
         path: str | os.PathLike[str] | None = None,
         burst: bool = True,
         min_cores: float | None = None,
+        check_every_s: float = 0.0,
     ) -> None:
         if not MIN_QUOTA_US <= period_us <= MAX_PERIOD_US:
             raise ValueError(f"period_us must be between {MIN_QUOTA_US} and {MAX_PERIOD_US}, not {period_us!r}")
@@ -87,6 +93,11 @@ class CgroupScaler(CpuScaler):
                 f"min_cores must be at least {smallest} (the kernel's 1 ms per period of {period_us} µs), "
                 f"not {min_cores!r}"
             )
+        if not 0 <= check_every_s < math.inf:
+            raise ValueError(f"check_every_s must be a number >= 0, not {check_every_s!r}")
+        self._check_every_s = check_every_s
+        self._check_at = -math.inf
+        self._ceiling_cores = math.inf
         self._min_cores = smallest if min_cores is None else min_cores
         self._headroom_cores = headroom_cores
         self._period_us = period_us
@@ -196,20 +207,28 @@ class CgroupScaler(CpuScaler):
                 self._make_again(str(cores))
             share = max(cores, self._min_cores)
             try:
-                if self._quota_us != _NOT_KNOWN:
-                    self._group.check()  # also before a write, which would cover up what somebody else did
-                ceiling = self._group.ceiling_cores()
-                quota_us = self._quota_for(share, ceiling)
+                quota_us = self._quota_for(share, self._ceiling_cores)
+                if quota_us == self._quota_us or time.monotonic() >= self._check_at:
+                    self._look()
+                    quota_us = self._quota_for(share, self._ceiling_cores)
                 if quota_us != self._quota_us:
                     self._group.write_quota(quota_us)
             except CpuControlError as error:
                 # What is in force is not what we last wrote: the next call must not take "unchanged" for granted.
                 self._quota_us = _NOT_KNOWN
+                self._check_at = -math.inf
                 self._holding.lost = is_gone(error.__cause__)
                 raise
             self._quota_us = quota_us
-            self._in_force = min(share, ceiling)
+            self._in_force = min(share, self._ceiling_cores)
             return self._in_force
+
+    def _look(self) -> None:
+        """See whether what we wrote is in force, and what the groups above allow."""
+        if self._quota_us != _NOT_KNOWN:
+            self._group.check()  # also before a write, which would cover up what somebody else did
+        self._ceiling_cores = self._group.ceiling_cores()
+        self._check_at = time.monotonic() + self._check_every_s
 
     def _make_again(self, value: str) -> None:
         """Make a new group in the place of one that is gone; raises `CpuControlError` as long as that fails."""
