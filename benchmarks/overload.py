@@ -22,8 +22,8 @@ were before (at most 2 s).
 
 When a request is hopeless: at once if the queue is full; else when less is left than the model usually takes alone on
 all cores (the profile's median), plus the guard: an idle lane still tries what the tail would not allow; at the call of
-`submit` if that is so already. A refusal before that instant counts as 0. *At the door* are the refusals of those that were hopeless when they came, from the call of
-`submit` on.
+`submit` if that is so already. A refusal before that instant counts as 0. *At the door* are the refusals of those that
+were hopeless when they came, from the call of `submit` on.
 
 Senders at thousands of requests a second hold the interpreter's lock for much of the time, and a thread that wants it,
 such as the one that tells who is refused, waits for up to one switch interval of the interpreter, 5 ms unless
