@@ -628,3 +628,14 @@ def test_head_that_fits_when_a_lane_is_free_is_waited_for() -> None:
     assert controller.handle(Arrived(request(1, deadline=1.61)), now=0.62) == []
     (batch,) = started(controller.handle(BatchFinished(0, True, 1.0), now=1.0))
     assert (batch.request_ids, batch.cores) == ((1,), 2.0)
+
+
+def test_one_is_not_made_sure_of_at_the_cost_of_others() -> None:
+    """More than can be saved, and the tail fits on two cores only: one lane each, as it usually takes, saves more."""
+    typical = LatencyModel(gamma_s=0.08, epsilon_s=0.0, delta_s=0.0, eta_s=0.02)  # 100 ms on one core, 60 ms on two
+    tail = attrs.evolve(typical, gamma_s=0.12, eta_s=0.03, typical=typical)
+    controller = Controller(Solver(tail, max_cores=2, max_batch_size=1, max_lanes=2), Settings(hold=False))
+    actions: list[Action] = []
+    for i in range(6):
+        actions += controller.handle(Arrived(request(i, deadline=0.12), more=i < 5), now=0.0)
+    assert [batch.cores for batch in started(actions)] == [1.0, 1.0]

@@ -228,7 +228,7 @@ class Policy:
             choice = int((adequate & startable).argmax())
             found = bool(adequate[choice] and startable[choice])
         if not found:
-            return self._rescue(state, startable, tail_s, head_s)
+            return self._rescue(state, startable, head_s)
         return Dispatch(float(self._cores[choice]), int(self._batches[choice]))
 
     def cheapest(self, state: State) -> Dispatch:
@@ -252,11 +252,12 @@ class Policy:
                 return Dispatch(cores, 1) if at_most > state.busy_lanes else None
         return None
 
-    def _rescue(
-        self, state: State, startable: npt.NDArray[np.bool_], tail_s: FloatArray, head_s: float
-    ) -> Dispatch | Wait:
-        """Save the most urgent request at the highest throughput, or wait for more cores if that is what it needs."""
-        saves_head = startable & (tail_s <= head_s)
+    def _rescue(self, state: State, startable: npt.NDArray[np.bool_], head_s: float) -> Dispatch | Wait:
+        """Save the most urgent request at the highest throughput, or wait for more cores if that is what it needs.
+
+        By the typical latency: a wide lane that makes sure of one costs several others theirs.
+        """
+        saves_head = startable & (self._typical_s * state.typical_scale <= head_s)
         if saves_head.any():
             choice = int(np.where(saves_head, self._throughput, -np.inf).argmax())
         elif state.busy_lanes:
