@@ -44,8 +44,8 @@ BATCHES = (4, 8)
 
 
 def grid(*windows_ms: float, placements: Sequence[Mapping[str, Any]] = STATIC) -> list[dict[str, Any]]:
-    """Return placements × (no batching, or largest batch × window); without windows, what has none."""
-    batching = [{"batch": 1}]
+    """Return placements × (no batching, or largest batch × window); without windows, only the latter."""
+    batching = [{"batch": 1}] if windows_ms else []
     batching += [{"batch": batch, "window_ms": window_ms} for batch in BATCHES for window_ms in windows_ms or (0,)]
     return [{**placement, **choice} for placement in placements for choice in batching]
 
@@ -69,6 +69,14 @@ CONTENDERS = (
         venv="litserve",
         script="serve_litserve.py",
         grid=[{**one, "fast_queue": fast} for one in grid(1, 10) for fast in (False, True)],
+    ),
+    Contender(
+        name="bentoml",
+        label="BentoML, without batching",
+        venv="bentoml",
+        script="serve_bentoml.py",
+        settings={"slo": "median", "batch": 1},
+        grid=STATIC,
     ),
     Contender(
         name="bentoml-tight",

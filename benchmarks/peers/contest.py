@@ -39,14 +39,12 @@ from running import ContenderFailed, Running
 TUNED = HERE / "tuned.json"
 LOADS = (0.1, 0.3, 0.6, 0.9, 1.2)
 LIMITED_LOAD = 0.6
-IN_FLIGHT = 16
 BATCH = 8
 TRACE_SEED, TUNING_SEED = 1000, 90_000
 ROUNDS = 2
 """How often each contender is started: its repeats are shared out, so that the machine's moods are too."""
 POISON_RATE_RPS, POISON_EVERY, POISON_BUDGET_S = 150.0, 1000, 0.25
 CAPACITY_S = 4.0
-PLAIN_S = 2.0
 STARTS = 3
 SMALL_REPEATS = 3
 SECTIONS = ("loads", "limited", "plain", "faults", "poison")
@@ -87,13 +85,16 @@ class Race:
             **STATIC[0],
             **json.loads(stem.with_suffix(".json").read_text()),
             **contender.settings,
-            **self.tuned.get(contender.tuned_as or contender.name, {}),
+            **self._tuned_for(contender.tuned_as or contender.name, model),
             **(
                 {"slo_ms": round(1000 * self.budgets_s[contender.settings["slo"]])}
                 if "slo" in contender.settings
                 else {}
             ),
         }
+
+    def _tuned_for(self, name: str, model: str) -> dict[str, Any]:
+        return dict(self.tuned.get(f"{name}/{model}", self.tuned.get(name, {})))
 
     @contextlib.contextmanager
     def started(self, contender: Contender, model: str, **changed: Any) -> Iterator[Running]:
@@ -119,7 +120,7 @@ class Race:
         rates = []
         for placement in STATIC:
             with self.started(bare, "detector", **placement) as running:
-                rates.append(_throughput(running, CAPACITY_S))
+                rates.append(running.throughput(CAPACITY_S))
         self.capacity_rps = max(rates)
         say(f"capacity {self.capacity_rps:.1f} requests/s (side by side {rates[0]:.1f}, one wide {rates[1]:.1f})")
 
@@ -162,7 +163,7 @@ class Race:
                 if "limited" in sections and contender.lane == HTTP and not contender.is_sponge:
                     self._limited(running, repeat)
                 if "plain" in sections:
-                    rate = _throughput(running, PLAIN_S)
+                    rate = running.throughput()
                     self.others["plain"][contender.name].append({"detector": rate})
             if "faults" in sections:
                 self._faults(running)
@@ -208,7 +209,7 @@ class Race:
         with self.started(contender, "small") as running:
             for repeat in range(min(SMALL_REPEATS, self.options.repeats)):
                 if "plain" in self.options.sections:
-                    rate = _throughput(running, PLAIN_S)
+                    rate = running.throughput()
                     self.others["plain"][contender.name].append({"small": rate})
                 if "poison" in self.options.sections:
                     self._poison(running, repeat)
@@ -240,11 +241,6 @@ class Race:
             "runs": self.runs,
             **self.others,
         }
-
-
-def _throughput(running: Running, duration_s: float) -> float:
-    reply = running.ask({"do": "closed_loop", "in_flight": IN_FLIGHT, "duration_s": duration_s}, duration_s + 60)
-    return float(reply["counts"][OK] / reply["took_s"])
 
 
 def _machine() -> str:

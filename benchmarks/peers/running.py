@@ -18,12 +18,15 @@ import numpy as np
 from contenders import IN_PROCESS, Contender
 from environments import HERE, SOURCE
 from group import Group
+from replay import OK
 
 START_PATIENCE_S = 90.0
 REPLY_PATIENCE_S = 60.0
 MOST_UNANSWERED = 4
 """Of the sixteen requests that tell whether a contender is up."""
 END_PATIENCE_S = 8.0
+IN_FLIGHT = 16
+PLAIN_S = 2.0
 CLIENT_NICE = -5
 """The client shares the cores with the server: it goes first, as if it were another machine."""
 
@@ -159,6 +162,11 @@ class Running:
         before_s = self._group.cpu_s()
         reply = self.ask(command, float(np.max(at_s)) + patience_s + REPLY_PATIENCE_S)
         return reply | {"cpu_s": self._group.cpu_s() - before_s}
+
+    def throughput(self, duration_s: float = PLAIN_S) -> float:
+        """Return the answers per second with a fixed number of requests in flight, without deadlines."""
+        reply = self.ask({"do": "closed_loop", "in_flight": IN_FLIGHT, "duration_s": duration_s}, duration_s + 60)
+        return float(reply["counts"][OK] / reply["took_s"])
 
     def warm_up(self, largest: int) -> None:
         """Bursts of every size, twice, and then a while at random: adaptive batchers learn from mixed sizes."""

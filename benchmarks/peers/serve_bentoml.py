@@ -16,13 +16,17 @@ from starlette.routing import Route
 
 INSIDE = {"traffic": {"timeout": 60, "max_concurrency": 4096}, "logging": {"access": {"enabled": False}}}
 
+BATCHING = {"batchable": True, "max_batch_size": ONE["batch"], "max_latency_ms": ONE["slo_ms"]}
+if ONE["batch"] == 1:  # it refuses batches of one
+    BATCHING = {}
+
 
 @bentoml.service(workers=ONE["workers"], **INSIDE)
 class Detector:
     def __init__(self) -> None:
         self.model = Model()
 
-    @bentoml.api(batchable=True, max_batch_size=ONE["batch"], max_latency_ms=ONE["slo_ms"])
+    @bentoml.api(**BATCHING)
     def detect(self, pictures: np.ndarray) -> np.ndarray:
         return self.model.run(np.ascontiguousarray(pictures))
 

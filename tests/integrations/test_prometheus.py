@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 import urllib.request
 import warnings
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sponge.core.latency import LatencyModel
 from sponge.core.solver import Solver
 from sponge.integrations.prometheus import COUNTERS, GAUGES, HISTOGRAMS, SchedulerCollector, collect
+from sponge.live.scalers import ThreadScaler
 from sponge.live.scheduler import Scheduler
 from sponge.live.session import ElasticSession
 from tests.live import models
@@ -127,6 +129,27 @@ def test_a_scrape_tells_what_the_scheduler_counted(session: ElasticSession, endp
     collector.close()
     collector.close()
     assert endpoint.text() == ""
+
+
+def test_allocation_that_is_not_in_force_is_shown(session: ElasticSession, endpoint: Endpoint) -> None:
+    """An alarm can be set on it; it goes out when the kernel takes the allocation again."""
+
+    class Shaky(ThreadScaler):
+        broken = True
+
+        def scale(self, cores: float) -> float:
+            if self.broken:
+                raise OSError("gone")
+            return super().scale(cores)
+
+    with Scheduler(session, SOLVER, Shaky()) as scheduler:
+        SchedulerCollector(scheduler, endpoint.registry)
+        assert endpoint.samples()["sponge_cpu_control_fault", frozenset()] == 1
+        Shaky.broken = False
+        ends_at = time.monotonic() + 30
+        while endpoint.samples()["sponge_cpu_control_fault", frozenset()] and time.monotonic() < ends_at:
+            scheduler.submit(index(1), budget_s=60).result(60)
+        assert endpoint.samples()["sponge_cpu_control_fault", frozenset()] == 0
 
 
 def test_every_metric_is_shown_and_described(session: ElasticSession, endpoint: Endpoint) -> None:

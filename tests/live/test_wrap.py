@@ -40,7 +40,7 @@ def test_few_lines_serve_a_session(cache: Path) -> None:
     image = np.random.default_rng(0).random((1, 3, 32, 32), dtype=np.float32)
     expected = session.run(None, {"image": image})[0]
     threads = threading.active_count()
-    with sponge.wrap(session, slo_s=30.0, cache_dir=cache, copy_inputs=True, **FAST) as scheduler:
+    with sponge.wrap(session, slo_s=30.0, cache_dir=cache, copy_inputs=True, name="photos", **FAST) as scheduler:
         reused = image.copy()
         future = scheduler.submit({"image": reused}, budget_s=30.0)
         reused.fill(0.0)
@@ -48,6 +48,8 @@ def test_few_lines_serve_a_session(cache: Path) -> None:
         assert scheduler.submit({"image": image}).result(60)
         assert scheduler.statistics().cpu_control == "threads"
         assert scheduler.controller.max_lanes == 2
+        assert scheduler.name == "photos"
+        assert "photos-lane-1" in {thread.name for thread in threading.enumerate()}
     assert threading.active_count() == threads
     assert np.array_equal(session.run(None, {"image": image})[0], expected)
 

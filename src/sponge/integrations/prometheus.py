@@ -78,6 +78,7 @@ GAUGES = {
     "sponge_allocated_cores": "Allocation in force.",
     "sponge_max_cores": "Cores that all batches may use together.",
     "sponge_arrivals_per_second": "Estimated arrival rate, in rows.",
+    "sponge_cpu_control_fault": "1 while the allocation asked for is not in force, else 0.",
     "sponge_drift_ratio": "How many times longer recent batches took than the profile says (its tail).",
 }
 """Name and help."""
@@ -193,6 +194,7 @@ class SchedulerCollector(Observer):
             "sponge_allocated_cores": found.cores,
             "sponge_max_cores": condition["max_cores"],
             "sponge_arrivals_per_second": condition["arrival_rate_rps"],
+            "sponge_cpu_control_fault": float(bool(found.cpu_control_fault)),
             "sponge_drift_ratio": condition["drift_scale"],
         }
         for metric, value in values.items():

@@ -51,6 +51,7 @@ def wrap(
     profile_budget_s: float = 25.0,
     progress: Progress | bool | None = None,
     force: bool = False,
+    name: str = "sponge",
 ) -> Scheduler:
     """Make a scheduler that serves a model by deadlines; profiles the model on first use and keeps the profile.
 
@@ -95,6 +96,8 @@ def wrap(
         Shown while profiling: True, or a callback ``(done, total, text)``.
     force
         Use *profile* even if it was measured on another model or machine.
+    name
+        Tells this scheduler apart in metrics, reports, ``sponge top`` and thread names; one for each model of a process.
 
     Returns
     -------
@@ -147,7 +150,9 @@ def wrap(
         )
         session.reserve(max_lanes)
         session.warm_up(_warm_sizes(solver.max_batch_size), shapes=shapes or profile.input_shapes)
-        scheduler = Scheduler(session, solver, scaler, settings=settings, slo_s=slo_s, copy_inputs=copy_inputs)
+        scheduler = Scheduler(
+            session, solver, scaler, settings=settings, slo_s=slo_s, copy_inputs=copy_inputs, name=name
+        )
         scheduler.own(*reversed(owned))
         stack.pop_all()
         return scheduler
