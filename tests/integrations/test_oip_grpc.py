@@ -186,6 +186,27 @@ def test_triton_client_learns_all_it_asks_for(served: Served) -> None:
     assert caught.value.status() == "StatusCode.UNAVAILABLE"
 
 
+def test_the_repository_index(served: Served) -> None:
+    """What is served and whether it takes requests; the filter; and that nothing is loaded or unloaded by request."""
+    served.start(models.identity(), slo_s=30.0)
+    request = service_pb2.RepositoryIndexRequest
+    ready = {"name": "model", "version": "1", "state": "READY"}
+    assert served.client.get_model_repository_index(as_json=True) == {"models": [ready]}
+    assert len(served.stub.RepositoryIndex(request(ready=True)).models) == 1
+    assert "model_repository" in served.client.get_server_metadata().extensions
+    for change in (served.client.load_model, served.client.unload_model):
+        with pytest.raises(InferenceServerException, match="neither loaded nor unloaded by request") as caught:
+            change("model")
+        assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
+    with pytest.raises(grpc.RpcError) as refused:
+        served.stub.RepositoryIndex(request(repository_name="other"))
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    served.scheduler.close()
+    closed = {**ready, "state": "UNAVAILABLE", "reason": "the scheduler is closed"}
+    assert served.client.get_model_repository_index(as_json=True) == {"models": [closed]}
+    assert len(served.stub.RepositoryIndex(request(ready=True)).models) == 0
+
+
 def test_client_timeout_becomes_the_deadline(served: Served) -> None:
     """Without a word in the service's code; the tighter of it and the SLO. Certain on any machine."""
     served.start(models.identity(), rule=DeadlineRule(slo_s=20.0))

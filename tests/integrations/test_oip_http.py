@@ -46,7 +46,7 @@ class Served:
     def start(self, model: bytes, latency: LatencyModel = FAST, **arguments: Any) -> Served:
         rule = arguments.pop("rule", None)
         slo_s = arguments.pop("slo_s", None)
-        max_body_bytes = arguments.pop("max_body_bytes", 64 << 20)
+        options = {name: arguments.pop(name) for name in ("max_body_bytes", "compress_answers") if name in arguments}
         session = self._stack.enter_context(ElasticSession(model, max_threads=1))
         self.scheduler = Scheduler(
             session,
@@ -56,7 +56,7 @@ class Served:
             recorder=lambda now, event, actions: self.arrived.append(event) if isinstance(event, Arrived) else None,
         )
         self._stack.callback(self.scheduler.close, drain=False)
-        app = inference_app({"model": self.scheduler}, rule=rule, max_body_bytes=max_body_bytes)
+        app = inference_app({"model": self.scheduler}, rule=rule, **options)
         self.port = self._stack.enter_context(serving(app))
         self.client = triton.InferenceServerClient(f"127.0.0.1:{self.port}")
         _clients.append(self.client)
@@ -235,7 +235,6 @@ def test_bad_requests_are_told_what_is_wrong(served: Served) -> None:
         assert answer.status == 400, text
         assert text in answer.json()["error"]
     assert served.scheduler.statistics().submitted == 0
-    assert served.post(document(), content_encoding="gzip").status == 415
     assert served.post(document(), "/v2/models/other/infer").status == 404
     assert served.post(document(), "/v2/models/model/versions/2/infer").status == 404
     assert served.post(document(), "/v2/models/model").status == 405
@@ -251,6 +250,39 @@ def test_bad_requests_are_told_what_is_wrong(served: Served) -> None:
     ):
         assert served.get(path).status == 404, path
     assert served.post(document()).status == 200
+
+
+def test_only_paths_of_the_protocol_are_served(served: Served) -> None:
+    """Another service may be mounted beside this one."""
+    served.start(models.identity(), slo_s=30.0)
+    for prefix in ("/v1", "/v3", "/nonsense"):
+        assert served.post(document(), INFER.replace("/v2", prefix)).status == 404
+        assert served.post(b"", f"{prefix}/repository/index").status == 404
+
+
+def test_the_repository_index(served: Served) -> None:
+    """What is served and whether it takes requests; the filter; and that nothing is loaded or unloaded by request."""
+    served.start(models.identity(), slo_s=30.0)
+    ready = {"name": "model", "version": "1", "state": "READY", "reason": ""}
+    assert served.client.get_model_repository_index() == [ready]
+    assert served.post({"ready": True}, "/v2/repository/index").json() == [ready]
+    assert "model_repository" in served.client.get_server_metadata()["extensions"]
+    for change in (served.client.load_model, served.client.unload_model):
+        with pytest.raises(InferenceServerException, match="neither loaded nor unloaded by request") as caught:
+            change("model")
+        assert caught.value.status() == "501"
+    for body in (b"{", [], {"ready": 1}, {"ready": "yes"}):
+        answer = served.post(body, "/v2/repository/index")
+        assert answer.status == 400, body
+    assert served.post(b"", "/v2/repository/nonsense").status == 404
+    assert served.post(b"", "/v2/repository/models/model").status == 404
+    assert served.get("/v2/repository/index").status == 405
+    assert served.client.infer("model", [tensor(ROW)]).as_numpy("y").tolist() == ROW.tolist()
+    served.scheduler.close()
+    closed = {"name": "model", "version": "1", "state": "UNAVAILABLE", "reason": "the scheduler is closed"}
+    assert served.client.get_model_repository_index() == [closed]
+    assert served.post({"ready": False}, "/v2/repository/index").json() == [closed]
+    assert served.post({"ready": True}, "/v2/repository/index").json() == []
 
 
 def test_bodies_are_bounded(served: Served) -> None:

@@ -8,7 +8,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-from sponge.integrations.oip.messages import DATA_TYPES, METHODS, SERVICE, message_class, message_names
+from sponge.integrations.oip.messages import DATA_TYPES, METHODS, REFUSED, SERVICE, STREAM, message_class, message_names
 
 PARTIAL = {"ModelConfig", "ModelInput", "ModelOutput", "ModelStatistics", "InferStatistics"}
 """Messages of which only what we fill in is there."""
@@ -56,5 +56,8 @@ def test_methods_and_enumeration_are_the_protocols() -> None:
         described = service.methods_by_name[method]
         assert described.input_type.name == f"{method}Request"
         assert described.output_type.name == f"{method}Response"
+    stream = service.methods_by_name[STREAM]
+    assert (stream.input_type.name, stream.output_type.name) == ("ModelInferRequest", f"{STREAM}Response")
+    assert set(REFUSED) <= set(service.methods_by_name)
     enum = model_config_pb2.DESCRIPTOR.enum_types_by_name["DataType"]
     assert {value.name: value.number for value in enum.values} == {f"TYPE_{n}": i for i, n in enumerate(DATA_TYPES)}

@@ -272,7 +272,7 @@ async def send_problem(send: Send, error: SpongeError, *, retry_after_s: int = 1
 async def send_json(
     send: Send,
     status: int,
-    content: Mapping[str, Any],
+    content: Mapping[str, Any] | list[Any],
     *,
     kind: str = "application/json",
     headers: Mapping[str, str] | None = None,

@@ -38,6 +38,10 @@ class UnknownModel(SpongeError):
         super().__init__(f"no model {name!r}{f' of version {version!r}' if version else ''} is served here")
 
 
+class NotSupported(SpongeError):
+    """The client asks for something that this service never does."""
+
+
 class ClientGone(SpongeError):
     """The client hung up while its request was waiting; the request was cancelled and nobody waits for an answer."""
 
@@ -60,6 +64,7 @@ _OUTCOMES: tuple[tuple[type[BaseException], Outcome], ...] = (
     (QueueFull, Outcome(429, "RESOURCE_EXHAUSTED", "Too many requests are waiting")),
     (InvalidRequest, Outcome(422, "INVALID_ARGUMENT", "Invalid request")),
     (UnknownModel, Outcome(404, "NOT_FOUND", "Unknown model")),
+    (NotSupported, Outcome(501, "UNIMPLEMENTED", "Not supported")),
     (ModelError, Outcome(500, "INTERNAL", "The model failed on this request")),
     (SchedulerClosed, Outcome(503, "UNAVAILABLE", "The service is shutting down")),
     (ClientGone, Outcome(499, "CANCELLED", "The client hung up")),

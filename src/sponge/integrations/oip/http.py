@@ -2,7 +2,8 @@
 
 A request's body is a JSON document; with the header ``Inference-Header-Content-Length`` the document ends there and the
 bytes of tensors follow, in the order in which the document names them. An answer is made the same way, for the outputs
-that the client wants as bytes.
+that the client wants as bytes. Either may be compressed (`sponge.integrations.oip.compression`), which is done on a
+thread: a body of many megabytes would hold up the event loop, and with it the clocks of all requests that arrive.
 
 References
 ----------
@@ -11,7 +12,9 @@ The Open Inference Protocol, "HTTP/REST"; Triton's extension binary tensor data.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +33,16 @@ from sponge.integrations.asgi import (
     send_bytes,
     send_json,
 )
+from sponge.integrations.oip.compression import (
+    ENCODINGS,
+    MIN_ANSWER_BYTES,
+    BodyTooLong,
+    UnknownEncoding,
+    accepted_encoding,
+    deflate,
+    encoding_of,
+    inflate,
+)
 from sponge.integrations.oip.models import Call, Models, allowances_of, refuse
 from sponge.integrations.oip.tensors import from_raw, from_values, to_raw
 from sponge.integrations.outcomes import ClientGone, InvalidRequest, UnknownModel, outcome_of, retry_after_s
@@ -40,6 +53,8 @@ if TYPE_CHECKING:
 
 LENGTH_HEADER = "inference-header-content-length"
 MAX_BODY_BYTES = 64 << 20
+POSTED = ("infer", "repository/index")
+"""What is asked for by POST; all else by GET."""
 
 
 class _Refused(SpongeError):
@@ -51,7 +66,11 @@ class _Refused(SpongeError):
 
 
 def inference_app(
-    models: Mapping[str, Scheduler], *, rule: DeadlineRule | None = None, max_body_bytes: int = MAX_BODY_BYTES
+    models: Mapping[str, Scheduler],
+    *,
+    rule: DeadlineRule | None = None,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    compress_answers: bool = True,
 ) -> App:
     """Return an ASGI application that serves *models* by the Open Inference Protocol.
 
@@ -63,7 +82,10 @@ def inference_app(
         How deadlines are found, see `DeadlineRule`; a request's parameter ``timeout`` [µs] counts too. Where nobody
         says anything, the scheduler's own SLO holds.
     max_body_bytes
-        A longer body is refused with status 413.
+        A longer body is refused with status 413, and so is one that inflates to more.
+    compress_answers
+        Whether answers are compressed if a client accepts it. Many HTTP clients always say that they do; on a fast
+        network it costs more than it brings.
 
     Raises
     ------
@@ -71,13 +93,14 @@ def inference_app(
         If *models* is empty or a name cannot be part of a path.
     """
     served = Models(models, rule)
-    return DeadlineMiddleware(_InferenceApp(served, max_body_bytes), rule=served.rule)
+    return DeadlineMiddleware(_InferenceApp(served, max_body_bytes, compress_answers), rule=served.rule)
 
 
 class _InferenceApp:
-    def __init__(self, models: Models, max_body_bytes: int) -> None:
+    def __init__(self, models: Models, max_body_bytes: int, compress_answers: bool) -> None:
         self._models = models
         self._max_body_bytes = max_body_bytes
+        self._compress_answers = compress_answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -91,6 +114,10 @@ class _InferenceApp:
             raise
         except _Refused as error:
             await send_json(send, error.status, {"error": str(error)})
+        except BodyTooLong as error:
+            await send_json(send, 413, {"error": str(error)})
+        except UnknownEncoding as error:
+            await send_json(send, 415, {"error": str(error)}, headers={"accept-encoding": ", ".join(ENCODINGS)})
         except SpongeError as error:
             status = 400 if isinstance(error, InvalidRequest) else outcome_of(error).http_status
             headers = {"retry-after": str(arrival_of(scope).retry_after_s)} if status == 429 else {}
@@ -99,15 +126,17 @@ class _InferenceApp:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", ""))  # what a larger application mounted it at
         parts = path.strip("/").split("/")
-        post = scope["method"] == "POST"
         name, version, what = _model_path(parts)
-        if what == "infer" and post:
+        if scope["method"] == "POST" and what == "infer":
             await self._infer(scope, receive, send, name, version)
             return
-        answers = self._answers(parts, name, version, what)
+        if scope["method"] == "POST" and what.startswith("repository/"):
+            await self._repository(scope, receive, send, what)
+            return
+        answers = self._answers(name, version, what)
         if answers is None:
             raise _Refused(404, f"there is nothing at {scope['path']!r}")
-        if scope["method"] not in ("GET", "HEAD") or what == "infer":
+        if scope["method"] not in ("GET", "HEAD") or what in POSTED:
             raise _Refused(405, f"method {scope['method']} is not for {scope['path']!r}")
         status, content = answers()
         if content is None:
@@ -115,9 +144,7 @@ class _InferenceApp:
         else:
             await send_json(send, status, content)
 
-    def _answers(
-        self, parts: list[str], name: str, version: str, what: str
-    ) -> Callable[[], tuple[int, dict[str, Any] | None]] | None:
+    def _answers(self, name: str, version: str, what: str) -> Callable[[], tuple[int, dict[str, Any] | None]] | None:
         """Return what makes status and content of a question; None if there is no such question."""
         models = self._models
         return {
@@ -128,16 +155,14 @@ class _InferenceApp:
             "ready": lambda: (200 if models.get(name, version) and models.model_ready(name) else 503, None),
             "config": lambda: (200, models.config(name, version)),
             "stats": lambda: (200, models.statistics(name, version)),
-            "infer": lambda: (405, None),
-        }.get(what if parts[0] == "v2" else "")
+            **dict.fromkeys(POSTED, lambda: (405, None)),
+        }.get(what)
 
     async def _infer(self, scope: Scope, receive: Receive, send: Send, name: str, version: str) -> None:
         arrival = arrival_of(scope)
         scheduler = self._models.get(name, version)
         headers = {key.lower(): value for key, value in scope["headers"]}
-        if headers.get(b"content-encoding", b"identity") not in (b"identity", b""):
-            raise _Refused(415, "compressed bodies are not supported: send them as they are")
-        body = await _body(receive, self._max_body_bytes)
+        body = await self._body(headers, receive)
         call, as_raw = parse_request(body, _header_length(headers, len(body)), name, version)
         deadline = _deadline(self._models.rule, arrival, call)
         try:
@@ -146,15 +171,44 @@ class _InferenceApp:
             arrival.retry_after_s = retry_after_s(scheduler)
             raise
         document, tail = format_answer(self._models, call, outputs, as_raw)
-        if tail:
-            length = {LENGTH_HEADER: str(len(document))}
-            await send_bytes(send, 200, b"".join([document, *tail]), kind="application/octet-stream", headers=length)
+        await self._send([document, *tail], headers.get(b"accept-encoding", b""), send)
+
+    async def _send(self, parts: list[bytes], accepted: bytes, send: Send) -> None:
+        """Send a document, and the tensors behind it if there are any, compressed if the client wants that."""
+        headers = {LENGTH_HEADER: str(len(parts[0]))} if len(parts) > 1 else {}
+        kind = "application/octet-stream" if len(parts) > 1 else "application/json"
+        encoding = accepted_encoding(accepted) if self._compress_answers else None
+        if encoding is not None and sum(map(len, parts)) >= MIN_ANSWER_BYTES:
+            body = await asyncio.to_thread(deflate, parts, encoding)
+            headers["content-encoding"] = encoding
         else:
-            await send_bytes(send, 200, document, kind="application/json")
+            body = b"".join(parts)
+        await send_bytes(send, 200, body, kind=kind, headers=headers)
+
+    async def _repository(self, scope: Scope, receive: Receive, send: Send, what: str) -> None:
+        """Answer what is asked of the repository, which is: what is served."""
+        if what != "repository/index":
+            if re.fullmatch("repository/models/.+/(load|unload)", what):
+                self._models.refuse_change()
+            raise _Refused(404, f"there is nothing at {scope['path']!r}")
+        headers = {key.lower(): value for key, value in scope["headers"]}
+        body = await self._body(headers, receive)
+        question = _document(body) if body.strip() else {}
+        ready = question.get("ready", False) if isinstance(question, dict) else None
+        if not isinstance(ready, bool):
+            raise InvalidRequest(f"the document must be an object whose 'ready' is a boolean, got {str(question)[:60]}")
+        await send_json(send, 200, self._models.index(ready=ready))
+
+    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+        encoding = encoding_of(headers.get(b"content-encoding", b""))
+        body = await _received(receive, self._max_body_bytes)
+        return body if encoding is None else await asyncio.to_thread(inflate, body, encoding, self._max_body_bytes)
 
 
 def _model_path(parts: list[str]) -> tuple[str, str, str]:
     """Return model, version and what is asked for, of the parts of a path; "" for what it does not name."""
+    if parts[0] != "v2":
+        return "", "", ""
     if parts[1:2] != ["models"]:
         return "", "", "/".join(parts[1:]) or "server"
     if parts[2:] == ["stats"]:
@@ -175,7 +229,7 @@ async def _live(receive: Receive, send: Send) -> None:
             return
 
 
-async def _body(receive: Receive, max_bytes: int) -> bytes:
+async def _received(receive: Receive, max_bytes: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -185,7 +239,7 @@ async def _body(receive: Receive, max_bytes: int) -> bytes:
         chunks.append(message.get("body", b""))
         size += len(chunks[-1])
         if size > max_bytes:
-            raise _Refused(413, f"a body must be at most {max_bytes} bytes long")
+            raise BodyTooLong(max_bytes)
         if not message.get("more_body", False):
             return b"".join(chunks)
 
@@ -218,10 +272,7 @@ def parse_request(body: bytes, header_length: int, name: str, version: str) -> t
     InvalidRequest
         If it is none.
     """
-    try:
-        document = json.loads(body[:header_length])
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"the body must be a JSON document: {error}") from error
+    document = _document(body[:header_length])
     tail = memoryview(body)[header_length:]
     inputs: dict[str, Array] = {}
     position = 0
@@ -288,6 +339,13 @@ def format_answer(
         return json.dumps(document, allow_nan=False).encode(), tail
     except ValueError as error:
         raise InvalidRequest("an output is not finite, which JSON cannot say: ask for binary data") from error
+
+
+def _document(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the body must be a JSON document: {error}") from error
 
 
 def _items(document: Any, key: str) -> list[dict[str, Any]]:

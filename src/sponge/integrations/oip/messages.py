@@ -10,7 +10,8 @@ Rules, and why they hold:
 
 References
 ----------
-The Open Inference Protocol, "gRPC"; Triton's extensions model configuration and statistics.
+The Open Inference Protocol, "gRPC"; Triton's extensions model configuration, statistics and model
+repository; Triton's streams.
 """
 
 from __future__ import annotations
@@ -31,8 +32,13 @@ METHODS = (
     "ModelInfer",
     "ModelConfig",
     "ModelStatistics",
+    "RepositoryIndex",
 )
 """Each takes a message named ``<method>Request`` and answers with ``<method>Response``."""
+STREAM = "ModelStreamInfer"
+"""Takes a stream of ``ModelInferRequest`` and answers with one of ``ModelStreamInferResponse``."""
+REFUSED = ("RepositoryModelLoad", "RepositoryModelUnload")
+"""Methods that are known and refused, whatever their messages say."""
 
 _NAME_AND_VERSION = ("1 name string", "2 version string")
 _PARAMETERS = "parameters map InferParameter"
@@ -103,6 +109,7 @@ _MESSAGES: dict[str, tuple[str, ...]] = {
         f"4 {_PARAMETERS}",
         "5 contents InferTensorContents",
     ),
+    "ModelStreamInferResponse": ("1 error_message string", "2 infer_response ModelInferResponse"),
     "ModelConfigRequest": _NAME_AND_VERSION,
     "ModelConfigResponse": ("1 config ModelConfig",),
     "ModelConfig": (
@@ -125,6 +132,9 @@ _MESSAGES: dict[str, tuple[str, ...]] = {
     ),
     "InferStatistics": ("1 success StatisticDuration", "2 fail StatisticDuration"),
     "StatisticDuration": ("1 count uint64", "2 ns uint64"),
+    "RepositoryIndexRequest": ("1 repository_name string", "2 ready bool"),
+    "RepositoryIndexResponse": ("1 models repeated RepositoryIndexResponse.ModelIndex",),
+    "RepositoryIndexResponse.ModelIndex": (*_NAME_AND_VERSION, "3 state string", "4 reason string"),
 }
 """Fields of each message: number, name, ``repeated``, ``map``, ``oneof`` or ``enum`` where it is one, and the type."""
 

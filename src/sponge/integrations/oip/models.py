@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import attrs
 
 from sponge import __version__
 from sponge.deadlines import DeadlineRule
 from sponge.integrations.oip.tensors import datatype_name
-from sponge.integrations.outcomes import Array, InvalidRequest, UnknownModel, submit
+from sponge.integrations.outcomes import Array, InvalidRequest, NotSupported, UnknownModel, submit
 
 if TYPE_CHECKING:
     from sponge.live.scheduler import Scheduler
@@ -20,7 +20,7 @@ SERVER_NAME = "sponge"
 VERSION = "1"
 """The version of every model: a scheduler serves one."""
 PLATFORM = "onnxruntime_onnx"
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "statistics")
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 
 REFUSED = {
     "shared_memory_region": "shared memory is not supported: send the tensor's bytes",
@@ -178,6 +178,24 @@ class Models:
             "input": tensors("inputs"),
             "output": tensors("outputs"),
         }
+
+    def index(self, repository: str = "", *, ready: bool = False) -> list[dict[str, str]]:
+        """Return what is served, and whether it takes requests; *ready*: only what does."""
+        if repository:
+            raise NotSupported(f"there is one repository, which has no name; asked for was {repository[:60]!r}")
+        listed = []
+        for name, scheduler in sorted(self._schedulers.items()):
+            if not scheduler.closed:
+                listed.append({"name": name, "version": VERSION, "state": "READY", "reason": ""})
+            elif not ready:
+                reason = "the scheduler is closed"
+                listed.append({"name": name, "version": VERSION, "state": "UNAVAILABLE", "reason": reason})
+        return listed
+
+    @staticmethod
+    def refuse_change() -> NoReturn:
+        """Raise `NotSupported`: a client wants a model to be loaded or unloaded."""
+        raise NotSupported("models are neither loaded nor unloaded by request: the service decides what it serves")
 
     def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
         """Return counts of one model, or of all; how long things took is in `Scheduler.statistics`."""

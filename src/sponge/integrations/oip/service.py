@@ -27,7 +27,7 @@ import grpc.aio
 from sponge.deadlines import DeadlineRule
 from sponge.errors import SpongeError
 from sponge.integrations.grpc import due_of, status_of
-from sponge.integrations.oip.messages import METHODS, PACKAGE, SERVICE, message_class
+from sponge.integrations.oip.messages import METHODS, PACKAGE, REFUSED, SERVICE, message_class
 from sponge.integrations.oip.models import VERSION, Call, Models, allowances_of, refuse
 from sponge.integrations.oip.tensors import from_raw, from_values, to_raw
 from sponge.integrations.outcomes import Array, InvalidRequest
@@ -78,7 +78,7 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._clock = clock
         self._asynchronous = asynchronous
         self._senders = None if asynchronous else ThreadPoolExecutor(2, thread_name_prefix="sponge-grpc")
-        self._methods = {f"/{PACKAGE}.{SERVICE}/{method}": method for method in METHODS}
+        self._methods = {f"/{PACKAGE}.{SERVICE}/{method}": method for method in (*METHODS, *REFUSED)}
         self._readers = {method: message_class(f"{method}Request").FromString for method in METHODS}
         self._answers: dict[str, Callable[[Any], Any]] = {
             "ServerLive": lambda request: {"live": True},
@@ -88,6 +88,8 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
             "ModelMetadata": lambda request: models.metadata(request.name, request.version),
             "ModelConfig": lambda request: {"config": models.config(request.name, request.version)},
             "ModelStatistics": lambda request: models.statistics(request.name, request.version),
+            "RepositoryIndex": lambda request: {"models": models.index(request.repository_name, ready=request.ready)},
+            **dict.fromkeys(REFUSED, lambda request: models.refuse_change()),
         }
 
     def service(self, handler_call_details: Any) -> Any:
@@ -95,7 +97,7 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
         method = self._methods.get(handler_call_details.method)
         if method is None:
             return None
-        reader = self._readers[method]
+        reader = self._readers.get(method)  # None: as bytes, which nobody reads
         if method != "ModelInfer":
             answer = self._asynchronous_answer if self._asynchronous else self._blocking_answer
             return grpc.unary_unary_rpc_method_handler(partial(answer, method), reader, _write)
@@ -108,7 +110,8 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
     # -- questions -----------------------------------------------------------------------------------------------
 
     def _answer(self, method: str, request: Any) -> Any:
-        return message_class(f"{method}Response")(**self._answers[method](request))
+        fields = self._answers[method](request)
+        return message_class(f"{method}Response")(**fields)
 
     async def _asynchronous_answer(self, method: str, request: Any, context: Any) -> Any:
         try:
