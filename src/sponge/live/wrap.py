@@ -97,7 +97,8 @@ def wrap(
     force
         Use *profile* even if it was measured on another model or machine.
     name
-        Tells this scheduler apart in metrics, reports, ``sponge top`` and thread names; one for each model of a process.
+        Tells this scheduler apart in metrics, reports, ``sponge top`` and thread names; one for each model of a
+        process.
 
     Returns
     -------
