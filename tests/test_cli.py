@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,28 @@ def test_profile_measures_saves_and_gives_json(tmp_path: Path) -> None:
     assert plain.exit_code == 0
     assert "p99 ms" in plain.stdout
     assert "In short:\n- A request by itself takes" in plain.stdout
+    assert "--out profile.json" in plain.stdout.splitlines()[-1]  # a minute of measuring is gone otherwise
+
+
+def test_profile_says_what_to_do_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command that it names runs as it is written."""
+    monkeypatch.chdir(tmp_path)
+    model = models.save(models.identity(), tmp_path / "identity.onnx")
+    arguments = ["--max-cores", "1", "--max-batch", "2", "--budget-s", "1", "--out", "my profile.json"]
+    said = runner.invoke(app, ["profile", str(model), *arguments]).stdout.splitlines()[-1]
+    command = shlex.split(said.partition("you need: ")[2])
+    assert command == ["sponge", "simulate", "my profile.json"]
+    assert runner.invoke(app, [*command[1:], "--duration", "5"]).exit_code == 0
+
+
+@pytest.mark.parametrize("option", ["--out", "--plot"])
+def test_profile_that_could_not_be_saved_is_not_measured(tmp_path: Path, option: str) -> None:
+    """After a minute of measuring it is late to hear that there is no such directory."""
+    model = models.save(models.identity(), tmp_path / "identity.onnx")
+    result = runner.invoke(app, ["profile", str(model), "--budget-s", "1", option, str(tmp_path / "none" / "p.json")])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert f"there is no directory {tmp_path / 'none'}" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -105,6 +128,7 @@ def test_profile_measures_saves_and_gives_json(tmp_path: Path) -> None:
     [
         (["profile", "no-such-model.onnx"], "no-such-model.onnx"),
         (["profile", "model.onnx", "--shape", "x"], "images=1,3,640,640"),
+        (["simulate", "no-such.json"], "sponge profile model.onnx --out no-such.json"),
         (["demo", "--trace", "no-such-log"], "no-such-log"),
         (["demo", "--arrivals", "random"], "arrivals"),
         (["demo", "--slo", "-1"], "slo_s"),

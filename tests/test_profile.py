@@ -259,6 +259,14 @@ def test_summary_tells_which_allocations_are_worth_it() -> None:
     assert "Left out: nothing." in text
 
 
+def test_summary_of_a_model_of_microseconds() -> None:
+    """A scikit-learn model takes three of them: its table is no column of zeros, and stays in its columns."""
+    cells = [Cell.of(batch_size=b, cores=1, threads=1, samples_s=[3e-6] * 400) for b in (1, 8)]
+    rows = attrs.evolve(a_profile(), cells=cells).summary().splitlines()[3:5]
+    assert [row.split()[5:7] for row in rows] == [["0.003", "0.003"]] * 2
+    assert {len(row.rstrip(" *")) for row in rows} == {len(a_profile().summary().splitlines()[2])}
+
+
 def test_plot_draws_every_batch_size(tmp_path: Path) -> None:
     """Points with intervals and a line for each, saved where asked."""
     path = tmp_path / "p.png"

@@ -15,7 +15,8 @@ def main() -> None:
         if error.name is None or error.name.partition(".")[0] not in _EXTRA_PACKAGES:
             raise
         print(
-            f'sponge: the command line needs {error.name}, which is not installed: pip install "sponge-serving[cli]"',
+            f"sponge: the command line needs {error.name}, which is not installed: "
+            'pip install "sponge-serving[cli]", or pip install typer rich',
             file=sys.stderr,
         )
         sys.exit(2)

@@ -68,6 +68,13 @@ def test_budget_of_any_kind_and_size(scheduler: Scheduler, value: Any) -> None:
         assert scheduler.submit(X, deadline=value).result(60)
 
 
+@pytest.mark.parametrize("unit", [1, 1000], ids=["seconds", "milliseconds"])
+def test_deadline_by_the_clock_on_the_wall_is_refused(scheduler: Scheduler, unit: int) -> None:
+    """On the scheduler's clock it lies decades ahead: nothing would ever be late, and nobody would notice."""
+    with pytest.raises(ValueError, match=r"deadline must be an instant on the scheduler's clock.*budget_s"):
+        scheduler.submit(X, deadline=unit * 1_790_000_000.0)
+
+
 @pytest.mark.parametrize("value", TURNED_AWAY, ids=lambda value: repr(value)[:20])
 def test_budget_that_is_used_up(scheduler: Scheduler, value: Any) -> None:
     """Turned away at once, as any other that is too late; and so is a deadline in the past."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 
 import sponge
 from sponge.live.session import ElasticSession
+from sponge.live.wrap import _usable_cores
 from tests.live import models
 
 FAST = {"max_cores": 2, "profile_budget_s": 0.5, "cpu_control": "threads"}
@@ -78,6 +80,36 @@ def test_damaged_profile_is_measured_again(cache: Path, tmp_path: Path) -> None:
     path.write_text('{"format": "sponge-profile", "cells": []}')
     sponge.wrap(model, cache_dir=tmp_path, **FAST).close()
     assert sponge.Profile.load(path).cells
+
+
+def test_a_profile_that_cannot_be_kept_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Half a minute at every start has a cause that the user can do away with."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    sponge.wrap(models.identity(), cache_dir=shared, **FAST).close()
+    assert "will be measured again at the next start" in caplog.text
+    assert "SPONGE_CACHE_DIR" in caplog.text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_shown_on_a_terminal(
+    terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A first call that says nothing for half a minute looks like one that hangs; a log has no use for it."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    sponge.wrap(models.identity(), cache_dir=tmp_path, **FAST).close()
+    assert ("profiling: 100 of 100 %" in capsys.readouterr().err) == terminal
+
+
+def test_more_cores_than_there_are_is_told_of(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An example's ``max_cores=8`` on a machine of two plans with cores that do not exist."""
+    there = _usable_cores()
+    sponge.wrap(models.identity(), cache_dir=cache, **{**FAST, "max_cores": math.ceil(there)}).close()
+    assert "may use" not in caplog.text
+    sponge.wrap(models.identity(), cache_dir=cache, **{**FAST, "max_cores": math.ceil(there) + 1}).close()
+    assert f"max_cores={math.ceil(there) + 1}, but this process may use {there:g}" in caplog.text
 
 
 def test_processes_that_start_together_share_one_profile(tmp_path: Path) -> None:

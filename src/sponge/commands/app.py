@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,16 @@ def _told_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("sponge: stopped", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def _check_outputs(*paths: Path | None) -> None:
+    """Refuse a file that cannot be written before the work whose result it is to hold."""
+    for path in paths:
+        folder = None if path is None else path.absolute().parent
+        if folder is not None and not folder.is_dir():
+            raise FileNotFoundError(f"cannot write {path}: there is no directory {folder}")
+        if folder is not None and not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(f"cannot write {path}: this user may not write to {folder}")
 
 
 def _print_json(value: Any) -> None:
@@ -88,9 +99,10 @@ def profile(
     as_json: _Json = False,
 ) -> None:
     """Measure a model's latency over batch sizes and cores."""
-    from sponge.commands.profile import measure, parse_shapes
+    from sponge.commands.profile import measure, next_step, parse_shapes
 
     with _told_errors():
+        _check_outputs(out, plot)
         measured = measure(
             model,
             max_cores=max_cores,
@@ -102,6 +114,8 @@ def profile(
         _print_json(measured.to_json()) if as_json else print(measured.explain())
         if out is not None:
             measured.profile.save(out)
+        if not as_json:
+            print(f"\n{next_step(out)}")
         if plot is not None:
             measured.profile.plot(plot)
 
@@ -149,9 +163,10 @@ def demo(
             max_cores=max_cores,
             profile_s=profile_s,
         )
+        picture = out or (None if as_json else Path("sponge-demo.png"))
+        _check_outputs(picture, report)
         result = run_demo(settings, quiet=as_json)
         _print_json(result.to_json()) if as_json else result.print()
-        picture = out or (None if as_json else Path("sponge-demo.png"))
         if picture is not None:
             result.draw(picture)
             print(f"picture: {picture.absolute()}", file=sys.stderr if as_json else sys.stdout)
@@ -252,6 +267,7 @@ def simulate(
         print(f"\r\033[Ksimulating {name} with {cores} cores ...", end="", file=sys.stderr, flush=True)
 
     with _told_errors():
+        _check_outputs(out, report)
         latency, profile = read_latency(profile_path, model)
         settings = SimulateSettings(
             latency=latency,

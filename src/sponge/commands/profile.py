@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable
 from typing import Any
 
@@ -77,6 +78,16 @@ def parse_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
             raise ValueError(f"shape of {name!r} is given twice")
         shapes[name] = tuple(map(int, fields))
     return shapes
+
+
+def next_step(saved: os.PathLike[str] | None) -> str:
+    """Return what a user may do with the profile that was saved there, or that was not saved."""
+    if saved is None:
+        return (
+            "Not saved: with --out profile.json it is, and sponge simulate profile.json says how many cores you need."
+        )
+    name = shlex.quote(os.fspath(saved))
+    return f"Saved to {name}. How many cores you need: sponge simulate {name}"
 
 
 def batch_sizes_up_to(most: int) -> tuple[int, ...]:

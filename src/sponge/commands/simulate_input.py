@@ -114,7 +114,12 @@ def read_latency(profile: Path | None, model: str | None) -> tuple[LatencyModel,
                 f"{profile} is a model; measure it first (sponge profile {profile} --out profile.json) and give the "
                 "profile"
             )
-        measured = Profile.load(profile)
+        try:
+            measured = Profile.load(profile)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"there is no profile {str(profile)!r}: sponge profile model.onnx --out {profile} makes one"
+            ) from None
         return LatencyModel.fit(measured), measured
     try:
         gamma_s, epsilon_s, delta_s, eta_s = map(float, str(model).split(","))

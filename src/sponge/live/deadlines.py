@@ -5,7 +5,8 @@ Rules, and why they hold:
 * Whatever Python takes for a number is taken (numpy scalars, `Decimal`, `Fraction`), but no text, and no truth value:
   ``budget_s=True`` is a slip.
 * No NaN gets past here: compared with anything it says no, so it would have no place in the queue.
-* An instant that nobody will see is no deadline at all, and is ``inf`` from here on: sums and quotients of it stay free
+* An instant in decades is a time of day, or milliseconds, by mistake, and would never be late: it is refused.
+* An instant that nobody will see at all is no deadline, and is ``inf`` from here on: sums and quotients of it stay free
   of overflow.
 """
 
@@ -18,6 +19,9 @@ import numpy as np
 
 _NO_DEADLINE = 1e15
 """Instants from here on are taken for no deadline [s]: thirty million years."""
+
+_OF_ANOTHER_CLOCK_S = 1e9
+"""So far ahead no instant is meant [s], thirty years: ``time.time()`` is, on a clock that began with the machine."""
 
 
 def deadline_of(now: float, budget_s: float | None, deadline: float | None, slo_s: float | None) -> float:
@@ -37,7 +41,7 @@ def deadline_of(now: float, budget_s: float | None, deadline: float | None, slo_
     Raises
     ------
     ValueError, TypeError
-        If both are given, or nothing, or no number.
+        If both are given, or nothing, or no number, or an instant of another clock.
     """
     if deadline is None:
         if budget_s is None:
@@ -49,6 +53,11 @@ def deadline_of(now: float, budget_s: float | None, deadline: float | None, slo_
         raise ValueError(f"only one of budget_s and deadline may be given, got {budget_s!r} and {deadline!r}")
     else:
         deadline = seconds("deadline", deadline)
+        if _OF_ANOTHER_CLOCK_S < deadline - now < _NO_DEADLINE:
+            raise ValueError(
+                f"deadline must be an instant on the scheduler's clock, which is at {now:.3f} (Scheduler.now()), "
+                f"got {deadline!r}: is it of time.time()? Give budget_s, what is left of the time, instead"
+            )
     return deadline if deadline < _NO_DEADLINE else math.inf
 
 

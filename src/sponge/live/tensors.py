@@ -249,12 +249,17 @@ def _check_array(spec: TensorSpec, array: Any) -> None:
         raise TypeError(f"input {spec.name!r} must be a numpy.ndarray, got {type(array).__name__}: {array!r:.60}")
     if array.dtype != spec.dtype:
         wanted = "object, holding str" if spec.dtype.kind == "O" else str(spec.dtype)
-        raise TypeError(f"input {spec.name!r} must be of dtype {wanted}, got {array.dtype}; nothing is cast silently")
+        raise TypeError(
+            f"input {spec.name!r} must be of dtype {wanted}, got {array.dtype}; nothing is cast silently: "
+            f"convert it, as by array.astype({str(spec.dtype)!r})"
+        )
     if not spec.shape:
         return
     if array.ndim != len(spec.shape):
+        advice = "; array[None] adds a batch axis of one" if array.ndim == len(spec.shape) - 1 else ""
         raise ValueError(
-            f"input {spec.name!r} must have {len(spec.shape)} axes {format_shape(spec)}, got shape {array.shape}"
+            f"input {spec.name!r} must have {len(spec.shape)} axes {format_shape(spec)}, "
+            f"got shape {array.shape}{advice}"
         )
     for axis, (size, wanted_size) in enumerate(zip(array.shape, spec.shape, strict=True)):
         if wanted_size is not None and size != wanted_size:
@@ -316,14 +321,24 @@ def _example_shape(spec: TensorSpec, batch_size: int, given: Sequence[int] | Non
             raise ValueError(f"shapes[{spec.name!r}] gives {size} for axis {axis}, which the model fixes at {declared}")
         chosen = size if declared is None else declared
         if chosen is None:
-            code = ", ".join("..." if each is None else str(each) for each in spec.shape)
-            typed = ",".join("N" if each is None else str(each) for each in spec.shape)
             raise ValueError(
-                f"axis {axis} of input {spec.name!r} has no fixed size {format_shape(spec)}: pass the size to use, "
-                f"shapes={{{spec.name!r}: ({code})}}; on the command line, --shape {spec.name}={typed}"
+                f"axis {axis} of input {spec.name!r} has no fixed size {format_shape(spec)}: pass the sizes to use, "
+                f"{_how_to_pass(spec)}"
             )
         shape.append(chosen)
     return tuple(shape)
+
+
+def _how_to_pass(spec: TensorSpec) -> str:
+    """Return how a shape is given, with a number that may fit in each place that the model leaves open."""
+    sizes = ["64" if size is None else str(size) for size in spec.shape]
+    if spec.shape[0] is None:
+        del sizes[0]
+    comma = "," if len(sizes) == 1 else ""
+    return (
+        f"such as shapes={{{spec.name!r}: ({', '.join(sizes)}{comma})}}; "
+        f"on the command line, --shape {spec.name}={','.join(sizes)}"
+    )
 
 
 def _example(dtype: np.dtype[Any], shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray[Any, Any]:

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -93,7 +94,8 @@ def wrap(
     profile_budget_s
         Time for profiling [s].
     progress
-        Shown while profiling: True, or a callback ``(done, total, text)``.
+        Shown while profiling: True, False, or a callback ``(done, total, text)``; by default shown if stderr is a
+        terminal.
     force
         Use *profile* even if it was measured on another model or machine.
     name
@@ -114,9 +116,12 @@ def wrap(
     ValueError, UnsupportedModel
         If an argument is out of range, or the model cannot be served.
     """
-    max_cores = _usable_cores() if max_cores is None else float(max_cores)
+    usable_cores = _usable_cores()
+    max_cores = usable_cores if max_cores is None else float(max_cores)
     if not 0 < max_cores < math.inf:
         raise ValueError(f"max_cores must be positive and finite, got {max_cores}")
+    if max_cores > math.ceil(usable_cores):
+        _log.warning("max_cores=%g, but this process may use %g: more makes nothing faster", max_cores, usable_cores)
     max_threads = max(1, math.ceil(max_cores))
     max_lanes = max_threads if max_lanes is None else max_lanes
     if inputs is not None and shapes is None:
@@ -200,6 +205,10 @@ def _cached_profile(
 ) -> Profile:
     """Return the kept profile for this set-up, or measure and keep one."""
     cache = open_cache(cache_dir)
+    if cache.note:
+        _log.warning("the profile is not kept, and will be measured again at the next start: %s", cache.note)
+    if progress is None:
+        progress = sys.stderr is not None and sys.stderr.isatty()
     set_up = {
         "model": session.model_hash,
         "machine": machine_fingerprint(),

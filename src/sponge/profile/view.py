@@ -30,6 +30,7 @@ def summary(profile: Profile, percentile: float) -> str:
         f"{'95 % interval':>19} {'rps':>8} {'rps/core':>8}",
     ]
     useful = _useful(estimates)
+    digits = 2 if min(min(cell.samples_s) for cell in profile.cells) >= 1e-4 else 3  # samples are whole microseconds
     order = sorted(range(len(estimates)), key=lambda k: (profile.cells[k].lanes, *_key(estimates[k])))
     for k in order:
         cell, estimate = profile.cells[k], estimates[k]
@@ -38,8 +39,8 @@ def summary(profile: Profile, percentile: float) -> str:
         mark = " *" if k in useful else ""
         lines.append(
             f"{cell.batch_size:>5} {cell.cores:>6g} {cell.threads:>7} {cell.lanes:>5} {cell.runs:>5} "
-            f"{median * 1e3:>9.2f} {estimate.latency_s * 1e3:>9.2f} {_interval(estimate):>19} "
-            f"{rps:>8.1f} {rps / (cell.cores * cell.lanes):>8.1f}{mark}"
+            f"{median * 1e3:>9.{digits}f} {estimate.latency_s * 1e3:>9.{digits}f} {_interval(estimate, digits):>19} "
+            f"{_rate(rps):>8} {_rate(rps / (cell.cores * cell.lanes)):>8}{mark}"
         )
     lines += [
         "",
@@ -61,7 +62,7 @@ def summary(profile: Profile, percentile: float) -> str:
         cell = profile.cells[best]
         spent = float(np.median(cell.samples_s)) * cell.cores / cell.batch_size
         lines.append(
-            f"Cheapest: batch {cell.batch_size} on {cell.cores:g} cores, {spent * 1e3:.1f} core-ms per request."
+            f"Cheapest: batch {cell.batch_size} on {cell.cores:g} cores, {spent * 1e3:.3g} core-ms per request."
         )
     return "\n".join([*lines, *profile.notes])
 
@@ -82,9 +83,13 @@ def _useful(estimates: tuple[Estimate, ...]) -> set[int]:
     return useful
 
 
-def _interval(estimate: Estimate) -> str:
+def _interval(estimate: Estimate, digits: int) -> str:
     end = "" if estimate.bounded else "?"
-    return f"{estimate.low_s * 1e3:.2f} to {estimate.high_s * 1e3:.2f}{end}"
+    return f"{estimate.low_s * 1e3:.{digits}f} to {estimate.high_s * 1e3:.{digits}f}{end}"
+
+
+def _rate(rps: float) -> str:
+    return f"{rps:.1f}" if rps < 1e5 else f"{rps:.0f}"
 
 
 def plot(profile: Profile, path: str | os.PathLike[str] | None, percentile: float) -> Figure:
