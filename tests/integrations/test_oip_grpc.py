@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 import time
 from collections.abc import Iterator
@@ -48,6 +49,7 @@ class Served:
     def start(self, model: bytes, latency: LatencyModel = FAST, *, workers: int = 4, **arguments: Any) -> Served:
         rule = arguments.pop("rule", None)
         slo_s = arguments.pop("slo_s", None)
+        options = {name: arguments.pop(name) for name in ("max_in_flight",) if name in arguments}
         session = self._stack.enter_context(ElasticSession(model, max_threads=1))
         self.scheduler = Scheduler(
             session,
@@ -60,7 +62,9 @@ class Served:
         self.address = self._stack.enter_context(
             grpc_serving(
                 self._kind,
-                lambda server: add_inference_service(server, {"model": self.scheduler}, rule=rule, clock=self._clock),
+                lambda server: add_inference_service(
+                    server, {"model": self.scheduler}, rule=rule, clock=self._clock, **options
+                ),
                 max_workers=workers,
                 options=SERVER_OPTIONS,
             )
@@ -438,10 +442,13 @@ def test_a_grpcio_without_the_mark_is_served_by_waiting() -> None:
             found = self._handler.service(details)
             if found is None or not found.response_streaming:
                 return found
+            codec = (found.request_deserializer, found.response_serializer)
+            if found.request_streaming:
+                return grpc.stream_stream_rpc_method_handler(
+                    lambda requests, context: found.stream_stream(requests, context), *codec
+                )
             return grpc.unary_stream_rpc_method_handler(
-                lambda request, context: found.unary_stream(request, context),
-                found.request_deserializer,
-                found.response_serializer,
+                lambda request, context: found.unary_stream(request, context), *codec
             )
 
     with ExitStack() as stack:
@@ -457,3 +464,10 @@ def test_a_grpcio_without_the_mark_is_served_by_waiting() -> None:
             client.infer("model", [tensor(np.array([999]), "i")])
         with pytest.raises(InferenceServerException, match="input 'i' is missing"):
             client.infer("model", [tensor(ROW)])
+        came: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+        client.start_stream(lambda result, error: came.put((result, error)))
+        for index in (3, 999, 2):
+            client.async_stream_infer("model", [tensor(np.array([index]), "i")])
+            result, error = came.get(timeout=30)
+            assert ("the model failed" in str(error)) if index == 999 else result.as_numpy("y") == [10.0 * index]
+        client.stop_stream()

@@ -27,8 +27,9 @@ import grpc.aio
 from sponge.deadlines import DeadlineRule
 from sponge.errors import SpongeError
 from sponge.integrations.grpc import due_of, status_of
-from sponge.integrations.oip.messages import METHODS, PACKAGE, REFUSED, SERVICE, message_class
+from sponge.integrations.oip.messages import METHODS, PACKAGE, REFUSED, SERVICE, STREAM, message_class
 from sponge.integrations.oip.models import VERSION, Call, Models, allowances_of, refuse
+from sponge.integrations.oip.streams import AsyncStreams, BlockingStreams
 from sponge.integrations.oip.tensors import from_raw, from_values, to_raw
 from sponge.integrations.outcomes import Array, InvalidRequest
 
@@ -37,8 +38,10 @@ if TYPE_CHECKING:
 
 SERVER_OPTIONS = (("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", -1))
 """For the server's ``options``: grpcio's own limit is 4 MiB, less than one image of 3 × 640 × 640 floats."""
+MAX_IN_FLIGHT = 128
 
 _log = logging.getLogger("sponge")
+_ModelInferRequest = message_class("ModelInferRequest")
 _ModelInferResponse = message_class("ModelInferResponse")
 
 
@@ -48,6 +51,7 @@ def add_inference_service(
     *,
     rule: DeadlineRule | None = None,
     clock: Callable[[], float] = time.monotonic,
+    max_in_flight: int = MAX_IN_FLIGHT,
 ) -> None:
     """Serve *models* by the Open Inference Protocol on a gRPC server, before it is started.
 
@@ -62,24 +66,31 @@ def add_inference_service(
         nobody says anything, the scheduler's own SLO holds.
     clock
         The schedulers'.
+    max_in_flight
+        Requests of one stream that may be without an answer at a time; more are not read until then.
 
     Raises
     ------
     ValueError
-        If *models* is empty or a name is not usable.
+        If *models* is empty, a name is not usable, or *max_in_flight* is below 1.
     """
+    if max_in_flight < 1:
+        raise ValueError(f"max_in_flight must be at least 1, got {max_in_flight}")
     asynchronous = isinstance(server, grpc.aio.Server)
-    server.add_generic_rpc_handlers((_Handler(Models(models, rule), clock, asynchronous=asynchronous),))
+    handler = _Handler(Models(models, rule), clock, max_in_flight, asynchronous=asynchronous)
+    server.add_generic_rpc_handlers((handler,))
 
 
 class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
-    def __init__(self, models: Models, clock: Callable[[], float], *, asynchronous: bool) -> None:
+    def __init__(self, models: Models, clock: Callable[[], float], max_in_flight: int, *, asynchronous: bool) -> None:
         self._models = models
         self._clock = clock
         self._asynchronous = asynchronous
         self._senders = None if asynchronous else ThreadPoolExecutor(2, thread_name_prefix="sponge-grpc")
-        self._methods = {f"/{PACKAGE}.{SERVICE}/{method}": method for method in (*METHODS, *REFUSED)}
+        self._methods = {f"/{PACKAGE}.{SERVICE}/{method}": method for method in (*METHODS, *REFUSED, STREAM)}
         self._readers = {method: message_class(f"{method}Request").FromString for method in METHODS}
+        streams = AsyncStreams if asynchronous else BlockingStreams
+        self._streams = streams(partial(self._submit, None), partial(write_answer, models), max_in_flight)
         self._answers: dict[str, Callable[[Any], Any]] = {
             "ServerLive": lambda request: {"live": True},
             "ServerReady": lambda request: {"ready": models.ready},
@@ -98,6 +109,9 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
         if method is None:
             return None
         reader = self._readers.get(method)  # None: as bytes, which nobody reads
+        if method == STREAM:
+            handler = self._streams.serve if isinstance(self._streams, AsyncStreams) else self._streams
+            return grpc.stream_stream_rpc_method_handler(handler, _ModelInferRequest.FromString, _write)
         if method != "ModelInfer":
             answer = self._asynchronous_answer if self._asynchronous else self._blocking_answer
             return grpc.unary_unary_rpc_method_handler(partial(answer, method), reader, _write)
@@ -127,7 +141,8 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     # -- inference -----------------------------------------------------------------------------------------------
 
-    def _submit(self, head_at: float, request: Any, context: Any) -> tuple[Call, Future[list[Array]]]:
+    def _submit(self, head_at: float | None, request: Any, context: Any) -> tuple[Call, Future[list[Array]]]:
+        """Queue a request; *head_at*: when its call's head arrived, None within a stream, whose head came long ago."""
         call = read_request(request)
         due = due_of(context, self._models.rule, now=self._clock(), head_at=head_at, allowances=call.allowances)
         return call, self._models.submit(call, due.deadline)
@@ -270,9 +285,10 @@ def _contents(tensor: Any) -> Iterable[Any]:
     return list(getattr(tensor.contents, field))
 
 
-def write_answer(models: Models, call: Call, outputs: list[Array]) -> Any:
-    """Return the message of an answer, its tensors raw."""
-    answer = _ModelInferResponse(model_name=call.model, model_version=VERSION, id=call.id)
+def write_answer(models: Models, call: Call, outputs: list[Array], answer: Any = None) -> Any:
+    """Return the message of an answer, its tensors raw; *answer*: an empty one that is to be filled."""
+    answer = _ModelInferResponse() if answer is None else answer
+    answer.model_name, answer.model_version, answer.id = call.model, VERSION, call.id
     for name, datatype, array in models.select(call, outputs):
         answer.outputs.add(name=name, datatype=datatype, shape=array.shape)
         answer.raw_output_contents.append(to_raw(array))
