@@ -200,19 +200,21 @@ def test_requests_in_flight_are_bounded(served: Served) -> None:
     assert {stream.answer().get_response().id for _ in range(50)} == {str(i) for i in range(50)}
 
 
-def test_a_client_that_does_not_read_holds_up_itself_alone(served: Served) -> None:
-    """Its answers fill what the network takes, then it is read no more; others are served, and it loses nothing."""
+def test_clients_that_do_not_read_hold_up_themselves_alone(served: Served) -> None:
+    """Their answers fill what the network takes; others are served meanwhile, and nothing is lost."""
     served.start(models.identity(columns=250_000), slo_s=60.0, max_in_flight=2, workers=1)
     row = np.zeros((1, 250_000), dtype=np.float32)
-    with raw_stream(served) as (send, call):
-        for i in range(100):
-            send(message(row, id=str(i)))
-        until(lambda: served.scheduler.statistics().met >= 2)
+    with ExitStack() as stack:
+        streams = [stack.enter_context(raw_stream(served)) for _ in range(3)]
+        for send, _ in streams:
+            for i in range(40):
+                send(message(row, id=str(i)))
+        until(lambda: served.scheduler.statistics().met >= 6)
         for _ in range(3):
             assert served.client.infer("model", [tensor(row)]).as_numpy("y") is not None
-        assert served.scheduler.statistics().submitted < 103
-        send(None)
-        assert sorted(int(answer.infer_response.id) for answer in call) == list(range(100))
+        for send, call in streams:
+            send(None)
+            assert sorted(int(answer.infer_response.id) for answer in call) == list(range(40))
 
 
 def test_open_streams_hold_no_thread_of_the_pool(served: Served) -> None:
