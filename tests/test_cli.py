@@ -131,6 +131,9 @@ def test_profile_that_could_not_be_saved_is_not_measured(tmp_path: Path, option:
         (["simulate", "no-such.json"], "sponge profile model.onnx --out no-such.json"),
         (["demo", "--trace", "no-such-log"], "no-such-log"),
         (["demo", "--arrivals", "random"], "arrivals"),
+        (["demo", "--out", "none/p.png"], "there is no directory"),
+        (["demo", "--report", "none/p.html", "--out", "p.png"], "there is no directory"),
+        (["simulate", "--model", "0.14,-0.05,0.025,0.022", "--out", "none/p.png"], "there is no directory"),
         (["demo", "--slo", "-1"], "slo_s"),
     ],
 )

@@ -68,6 +68,12 @@ def test_budget_of_any_kind_and_size(scheduler: Scheduler, value: Any) -> None:
         assert scheduler.submit(X, deadline=value).result(60)
 
 
+def test_request_without_any_budget_is_told_what_to_give(scheduler: Scheduler) -> None:
+    """The first thing that everybody forgets."""
+    with pytest.raises(ValueError, match=r"budget_s is the time left for this request \[s\], slo_s"):
+        scheduler.submit(X)
+
+
 @pytest.mark.parametrize("unit", [1, 1000], ids=["seconds", "milliseconds"])
 def test_deadline_by_the_clock_on_the_wall_is_refused(scheduler: Scheduler, unit: int) -> None:
     """On the scheduler's clock it lies decades ahead: nothing would ever be late, and nobody would notice."""

@@ -48,9 +48,9 @@ def _check_outputs(*paths: Path | None) -> None:
     for path in paths:
         folder = None if path is None else path.absolute().parent
         if folder is not None and not folder.is_dir():
-            raise FileNotFoundError(f"cannot write {path}: there is no directory {folder}")
+            raise FileNotFoundError(f"cannot write {path}: there is no directory {folder}; name another place")
         if folder is not None and not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(f"cannot write {path}: this user may not write to {folder}")
+            raise PermissionError(f"cannot write {path}: this user may not write to {folder}; name another place")
 
 
 def _print_json(value: Any) -> None:

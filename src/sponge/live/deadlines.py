@@ -47,7 +47,10 @@ def deadline_of(now: float, budget_s: float | None, deadline: float | None, slo_
         if budget_s is None:
             budget_s = slo_s
             if budget_s is None:
-                raise ValueError("budget_s or deadline must be given, since the scheduler has no slo_s")
+                raise ValueError(
+                    "budget_s or deadline must be given, since the scheduler has no slo_s: budget_s is the time left "
+                    "for this request [s], slo_s (of wrap and Scheduler) that of all which bring none"
+                )
         deadline = now + seconds("budget_s", budget_s)
     elif budget_s is not None:
         raise ValueError(f"only one of budget_s and deadline may be given, got {budget_s!r} and {deadline!r}")
