@@ -8,6 +8,7 @@ import json
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sponge.integrations.oip.compression import (
     MIN_ANSWER_BYTES,
@@ -215,6 +218,22 @@ def test_what_is_deflated_is_inflated(encoding: str) -> None:
         inflate(deflate([data], encoding), encoding, 9_999)
     with pytest.raises(InvalidRequest):
         inflate(data, encoding, 10_000)
+
+
+@given(data=st.binary(max_size=200), whole=st.binary(max_size=2000), at=st.integers(0, 100), bound=st.integers(0, 300))
+def test_nothing_that_a_client_sends_is_a_surprise(data: bytes, whole: bytes, at: int, bound: int) -> None:
+    """Any bytes as a header or as a body, and a stream damaged anywhere: refused, or within the bound and as it was."""
+    assert accepted_encoding(data) in (None, *COMPRESS)
+    with suppress(UnknownEncoding):
+        assert encoding_of(data) in (None, *COMPRESS)
+    for encoding, compress in COMPRESS.items():
+        stream = compress(whole)
+        damaged = stream[:at] + data + stream[at + len(data) :]
+        for body in (data, damaged, stream[:at]):
+            with suppress(InvalidRequest, BodyTooLong):
+                inflated = inflate(body, encoding, bound)
+                assert len(inflated) <= bound
+                assert body != stream or inflated == whole
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
