@@ -217,6 +217,23 @@ def test_clients_that_do_not_read_hold_up_themselves_alone(served: Served) -> No
             assert sorted(int(answer.infer_response.id) for answer in call) == list(range(40))
 
 
+def test_a_client_may_leave_in_the_middle_of_an_answer(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    """It happens every day, on a phone in a tunnel: no line in a service's log."""
+    served.start(models.identity(columns=250_000), slo_s=60.0, max_in_flight=4)
+    row = np.zeros((1, 250_000), dtype=np.float32)
+    for _ in range(10):
+        before = served.scheduler.statistics().met
+        with raw_stream(served) as (send, call):
+            for _ in range(40):
+                send(message(row))
+            until(lambda least=before + 4: served.scheduler.statistics().met > least)
+            next(call)
+        assert served.client.is_server_live()
+    until(lambda: served.scheduler.statistics().waiting == 0)
+    assert served.client.infer("model", [tensor(row)]).as_numpy("y") is not None
+    assert caplog.records == []
+
+
 def test_open_streams_hold_no_thread_of_the_pool(served: Served) -> None:
     """A pool of one serves calls beside them, and each of them."""
     served.start(models.identity(), slo_s=60.0, workers=1)

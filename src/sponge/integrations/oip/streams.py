@@ -25,6 +25,7 @@ from typing import Any, TypeAlias
 
 import attrs
 import grpc
+import grpc.aio
 
 from sponge.errors import SpongeError
 from sponge.integrations.grpc import status_of
@@ -161,12 +162,20 @@ class AsyncStreams:
                 if isinstance(item, int):
                     total = item
                     continue
-                await context.write(_answer(item, self._write))
+                await _send_one(context, _answer(item, self._write))
                 answered += 1
                 room.release()
         finally:
             reader.cancel()
             requests.cancel()
+
+
+async def _send_one(context: Any, answer: Any) -> None:
+    """Send an answer; if its client leaves meanwhile, end as by the cancellation that gRPC is about to send."""
+    try:
+        await context.write(answer)
+    except grpc.aio.BaseError as error:
+        raise asyncio.CancelledError from error
 
 
 async def _read(messages: AsyncIterator[Any], requests: _Requests, room: asyncio.Semaphore, items: Any) -> None:
@@ -202,7 +211,7 @@ class BlockingStreams:
         if send_response_callback is None:
             return answers
         threading.Thread(
-            target=_send, args=(answers, send_response_callback), name="sponge-grpc-writer", daemon=True
+            target=_send_all, args=(answers, send_response_callback), name="sponge-grpc-writer", daemon=True
         ).start()
         return None
 
@@ -223,7 +232,7 @@ class BlockingStreams:
         return stream.answers()
 
 
-def _send(answers: Iterator[Any], send: Callable[[Any], None]) -> None:
+def _send_all(answers: Iterator[Any], send: Callable[[Any], None]) -> None:
     for answer in answers:
         send(answer)
     send(None)
