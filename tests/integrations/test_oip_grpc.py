@@ -70,7 +70,8 @@ class Served:
             )
         )
         self.client = self._stack.enter_context(triton.InferenceServerClient(self.address))
-        self.channel = self._stack.enter_context(grpc.insecure_channel(self.address))
+        channel = grpc.insecure_channel(self.address, options=[("grpc.max_receive_message_length", -1)])
+        self.channel = self._stack.enter_context(channel)
         self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
         return self
 
@@ -372,6 +373,23 @@ def test_large_tensors(served: Served) -> None:
     served.start(models.identity(columns=2_000_000), slo_s=30.0)
     row = np.arange(2_000_000, dtype=np.float32)[None]
     assert np.array_equal(served.client.infer("model", [tensor(row)]).as_numpy("y"), row)
+
+
+def test_clients_that_do_not_fetch_their_answers_hold_up_nobody(served: Served) -> None:
+    """Eight megabytes each, more than the network takes; their neighbour is served, and so are they when they read."""
+    served.start(models.identity(columns=2_000_000), slo_s=60.0)
+    row = np.arange(2_000_000, dtype=np.float32)[None]
+    lazy = served.channel.unary_stream(PATH, request_serializer=lambda request: request.SerializeToString())
+    with ExitStack() as stack:
+        calls = [lazy(message(row)) for _ in range(4)]  # on the wire the same call, but read when the test says
+        for call in calls:
+            stack.callback(call.cancel)
+        until(lambda: served.scheduler.statistics().met == 4)
+        result = served.client.infer("model", [tensor(row)], client_timeout=30)
+        assert np.array_equal(result.as_numpy("y"), row)
+        for call in calls:
+            answer = service_pb2.ModelInferResponse.FromString(next(call))
+            assert answer.raw_output_contents[0] == row.tobytes()
 
 
 def test_the_asyncio_client(served: Served) -> None:

@@ -8,7 +8,9 @@ Rules, and why they hold:
   request and returns; the answer is sent when it is there. grpcio has that for answers that are streams (its handlers
   may be marked as not blocking), and a stream of one answer is, on the wire, an answer. Where a version of grpcio does
   not know the mark, the handler waits, as handlers do.
-* Answers of a blocking server are put together on a thread of the service's own: a lane has better things to do.
+* Answers of a blocking server are put together on threads of the service's own: a lane has better things to do. A
+  client that does not fetch its answer holds such a thread, as grpcio has it, so there may be many; an asyncio server,
+  where it holds a task, is the better one for clients that are not trusted.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 SERVER_OPTIONS = (("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", -1))
 """For the server's ``options``: grpcio's own limit is 4 MiB, less than one image of 3 × 640 × 640 floats."""
 MAX_IN_FLIGHT = 128
+MAX_SENDERS = 64
+"""Threads of a blocking server that send answers; one is started only when all others are busy."""
 
 _log = logging.getLogger("sponge")
 _ModelInferRequest = message_class("ModelInferRequest")
@@ -86,7 +90,7 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._models = models
         self._clock = clock
         self._asynchronous = asynchronous
-        self._senders = None if asynchronous else ThreadPoolExecutor(2, thread_name_prefix="sponge-grpc")
+        self._senders = None if asynchronous else ThreadPoolExecutor(MAX_SENDERS, thread_name_prefix="sponge-grpc")
         self._methods = {f"/{PACKAGE}.{SERVICE}/{method}": method for method in (*METHODS, *REFUSED, STREAM)}
         self._readers = {method: message_class(f"{method}Request").FromString for method in METHODS}
         streams = AsyncStreams if asynchronous else BlockingStreams
