@@ -55,7 +55,7 @@ def problems(draw: st.DrawFn) -> tuple[Solver, Policy, State, list[float]]:
         arrival_rate_rps=draw(st.sampled_from([0.0, 3.0, 40.0])),
         scale=draw(st.sampled_from([1.0, 1.7, 0.6])),
         typical_scale=draw(st.sampled_from([1.0, 1.3])),
-        may_hold=False,
+        may_hold=draw(st.booleans()),
     )
     deadlines = [now + budget for budget in draw(budgets)]
     state = attrs.evolve(
@@ -101,7 +101,7 @@ def adequate(solver: Solver, state: State, deadlines: list[float], option: Optio
 def test_chooses_the_cheapest_adequate_batch(problem: tuple[Solver, Policy, State, list[float]]) -> None:
     """What is started keeps the queue's deadlines if anything does, at the least core-seconds per request."""
     solver, policy, state, deadlines = problem
-    decision = decide(policy, state, deadlines)
+    decision = decide(policy, attrs.evolve(state, may_hold=False), deadlines)
     options = [
         (cores, batch_size, lanes)
         for cores in solver.core_levels
@@ -145,7 +145,7 @@ def test_lone_request_is_decided_as_by_the_general_way(problem: tuple[Solver, Po
     alone = policy._decide_alone(state, deadlines[0])
     if alone is None:
         return
-    policy._company_rps = -1.0  # switches the short cut off
+    policy._alone = []  # switches the short cut off
     assert decide(policy, attrs.evolve(state, group_rows=1), deadlines[:1]) == alone
 
 

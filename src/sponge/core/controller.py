@@ -60,6 +60,8 @@ class Controller:
         self._drift: dict[int, tuple[DriftScale, DriftScale]] = {}
         self._cores_asked = -1.0
         self._shrink_at: float | None = None
+        self._too_many_since: float | None = None
+        self._followed = True
         delay_s = self.settings.resize_delay_s
         self._reserve = Reserve(solver, delay_s, self.settings.guard_s) if delay_s > 0 else None
         self._in_force = float("inf") if self._reserve is None else 0.0
@@ -104,7 +106,8 @@ class Controller:
         elif isinstance(event, BatchFinished):
             self._finish(event, now)
         elif isinstance(event, CpuApplied):
-            self._apply(event, now)
+            if not self._apply(event) and (self.next_wakeup() or float("inf")) > now:
+                return actions
         elif isinstance(event, Cancelled):
             if self._queue.remove(event.request_id) is None:
                 self._late.remove(event.request_id)
@@ -169,6 +172,9 @@ class Controller:
         if request.rows > self.solver.max_batch_size:
             raise ValueError(f"rows must be at most max_batch_size={self.solver.max_batch_size}, got {request.rows}")
         self._rate.observe(now, request.rows)
+        if self._too_many_since is not None:
+            self._followed = now - self._too_many_since <= self.settings.linger_s
+            self._too_many_since = None
         if self._aborted:
             actions.append(Reject(request.request_id, RejectReason.CLOSED))
         elif self.queue_length >= self.settings.max_queue:
@@ -191,14 +197,18 @@ class Controller:
             tail.observe(service_s, running.tail_s)
             median.observe(service_s, running.typical_s)
 
-    def _apply(self, event: CpuApplied, now: float) -> None:
+    def _apply(self, event: CpuApplied) -> bool:
+        """Note what is in force; return whether anything else may follow from it."""
         if self._reserve is not None:
             self._in_force = event.cores
-        elif event.cores < self._cores_asked - _TOLERANCE_CORES:
+            return True
+        ceiling_cores = self._ceiling_cores
+        if event.cores < self._cores_asked - _TOLERANCE_CORES:
             self._ceiling_cores = event.cores
-            self._ceiling_until = now + _CEILING_MEMORY_S
+            self._ceiling_until = self._now + _CEILING_MEMORY_S
         else:
             self._ceiling_cores = float("inf")
+        return self._ceiling_cores != ceiling_cores
 
     # -- decisions -----------------------------------------------------------------------------------------------
 
@@ -357,13 +367,18 @@ class Controller:
         return (1.0, 1.0) if drift is None else (drift[0].scale, drift[1].scale)
 
     def _set_cores(self, now: float, actions: list[Action]) -> None:
-        """Ask for what the running lanes need together: more at once, less when it has not been needed for a while."""
+        """Ask for what the running lanes need together: more at once, less when it has not been needed for a while.
+
+        That is waited for only if a request followed within that while the last time: else nobody is likely to come,
+        and the alarm that ends the wait costs more than it saves.
+        """
         cores = self._lanes.cores or self.settings.idle_cores
         if self._reserve is not None:
             cores = max(cores, self._reserve.cores(now))
         if cores < self._cores_asked - _TOLERANCE_CORES:
             if self._shrink_at is None:
-                self._shrink_at = now + self.settings.linger_s
+                self._too_many_since = now
+                self._shrink_at = now + self.settings.linger_s if self._followed else now
             if now < self._shrink_at:
                 return
         elif cores <= self._cores_asked + _TOLERANCE_CORES:

@@ -34,7 +34,7 @@ class Lanes:
         Number of lanes, >= 1.
     """
 
-    __slots__ = ("_cores", "_ends_at", "_free", "_free_at", "_running", "busy")
+    __slots__ = ("_cores", "_ends_at", "_free", "_free_at", "_running", "busy", "cores")
 
     def __init__(self, count: int) -> None:
         self._running: list[Running | None] = [None] * count
@@ -44,6 +44,8 @@ class Lanes:
         self._free_at = np.full(count, np.inf)  # the same, but for the lanes on which nothing runs
         self.busy = 0
         """Lanes that run a batch."""
+        self.cores = 0.0
+        """Cores of all running batches together."""
 
     def __iter__(self) -> Iterator[Running]:
         """Iterate over what runs, the lowest lane first."""
@@ -53,11 +55,6 @@ class Lanes:
     def free(self) -> int | None:
         """The lowest free lane, or None."""
         return self._free[0] if self._free else None
-
-    @property
-    def cores(self) -> float:
-        """Cores of all running batches together."""
-        return float(np.add.reduce(self._cores)) if self.busy else 0.0
 
     def backlog_core_s(self, now: float) -> float:
         """Return the predicted work left in the running batches [core-seconds]."""
@@ -86,6 +83,7 @@ class Lanes:
         self._cores[lane] = batch.cores
         self._ends_at[lane] = self._free_at[lane] = running.started_at + batch.expected_s
         self.busy += 1
+        self.cores = self._sum() if self.busy > 1 else batch.cores
 
     def finish(self, lane: int) -> Running:
         """Free a lane and return what ran there.
@@ -103,7 +101,11 @@ class Lanes:
         self._free_at[lane] = np.inf
         heappush(self._free, lane)
         self.busy -= 1
+        self.cores = self._sum() if self.busy else 0.0
         return running
+
+    def _sum(self) -> float:
+        return float(np.add.reduce(self._cores))  # not kept up by differences, which would add up their rounding
 
     def check(self) -> None:
         """Assert the invariants; for tests."""
@@ -112,3 +114,4 @@ class Lanes:
             assert (running is None) == (lane in self._free)
             assert running is None or running.batch.lane == lane
             assert self._cores[lane] == (0.0 if running is None else running.batch.cores)
+        assert self.cores == self._sum()

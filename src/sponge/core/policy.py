@@ -132,21 +132,19 @@ class Policy:
         products, self._product_of = np.unique((batches * lanes)[order], return_inverse=True)
         self._waves = WaveSample(products.tolist())
         self._throughput = self._side_by_side / self._typical_s
-        # A lone request: (tail, planned latency, cores, lanes counted on, how many may run), cheapest first; and the
-        # rate from which holding it for company may pay.
-        alone = np.flatnonzero(self._batches == 1)
-        self._alone: list[tuple[float, float, float, float, int]] = [
+        # A lone request: (tail, planned latency, cores, lanes counted on, how many may run, rate from which holding it
+        # for company may pay), cheapest first.
+        self._alone: list[tuple[float, float, float, float, int, float]] = [
             (
                 float(self._tail_s[i]),
                 float(self._planned_s[i]),
                 float(self._cores[i]),
                 float(self._side_by_side[i]),
                 int(self._at_most[i]),
+                self._company_rps(float(self._cost[i])) if hold else float("inf"),
             )
-            for i in alone
+            for i in np.flatnonzero(self._batches == 1)
         ]
-        more = self._batches > 1
-        self._company_rps = float(((self._batches[more] - 1) / self._tail_s[more]).min(initial=np.inf))
         self.cheapest_core_s = float(cost[most].min())
         """Least core-seconds that a request can cost while all lanes run."""
         self._narrow_tail_s: list[float] = tail_s[most][: solver.max_batch_size].tolist()
@@ -191,7 +189,7 @@ class Policy:
         """
         rate_rps = state.arrival_rate_rps
         head = float(deadlines[0])
-        if len(deadlines) == 2 and rate_rps * state.scale < self._company_rps:
+        if len(deadlines) == 2:
             dispatch = self._decide_alone(state, head)
             if dispatch is not None:
                 return dispatch
@@ -239,18 +237,27 @@ class Policy:
         return Dispatch(float(self._cores[choice]), int(self._batches[choice]))
 
     def _decide_alone(self, state: State, deadline: float) -> Dispatch | None:
-        """The same choice for a single row that no company is to be waited for, without arrays: ten times faster."""
+        """The same choice for a single row that no company is to be waited for, without arrays: ten times faster.
+
+        Returns None where company or another lane may have to be waited for.
+        """
         budget_s = deadline - (state.now + self._guard_s)
         rate_rps, backlog_core_s = state.arrival_rate_rps, state.backlog_core_s
-        for tail_s, planned_s, cores, lanes, at_most in self._alone:
+        for tail_s, planned_s, cores, lanes, at_most, company_rps in self._alone:
             if cores > state.free_cores or tail_s * state.scale > budget_s:
                 continue
             allowed_s = budget_s - backlog_core_s / (cores * lanes)
             if rate_rps > 0:
                 allowed_s = min(allowed_s, lanes / rate_rps)
             if planned_s * state.typical_scale <= allowed_s:
-                return Dispatch(cores, 1) if at_most > state.busy_lanes else None
+                alone = at_most > state.busy_lanes and (not state.may_hold or rate_rps * state.scale < company_rps)
+                return Dispatch(cores, 1) if alone else None
         return None
+
+    def _company_rps(self, cost: float) -> float:
+        """Return the rate from which one row may be held for a batch that is cheaper than *cost* [1/s]; ``inf``: never."""
+        cheaper = (self._batches > 1) & (self._cost <= _WORTH_HOLDING * cost)
+        return float(((self._batches[cheaper] - 1) / self._tail_s[cheaper]).min(initial=np.inf))
 
     def _rescue(self, state: State, startable: npt.NDArray[np.bool_], head_s: float) -> Dispatch | Wait:
         """Save the most urgent request at the highest throughput, or wait for more cores if that is what it needs.

@@ -6,9 +6,9 @@ Rules, and why they hold:
   deadline starts. What a slow upload takes is then gone from the budget by itself, whoever asks for it.
 * An error of sponge that leaves the application becomes a status that says what happened (see
   `sponge.integrations.outcomes`) with a body of ``application/problem+json``; other errors pass through.
-* While a request waits in `infer`, one task listens whether the client hangs up; then the request is taken out of the
-  queue. There is one listener for a request, and what it reads that was meant for the application is kept for it: two
-  tasks that receive at the same time would steal each other's messages.
+* While a request waits in `infer` for longer than a moment, one task listens whether the client hangs up; then the
+  request is taken out of the queue. There is one listener for a request, and what it reads that was meant for the
+  application is kept for it: two tasks that receive at the same time would steal each other's messages.
 * No package is needed: ASGI is a calling convention.
 """
 
@@ -38,6 +38,10 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 STATE_KEY = "sponge"
 """Where the middleware leaves a request's `Arrival`: ``request.state.sponge`` in Starlette and FastAPI."""
+
+_LISTEN_AFTER_S = 0.02
+"""How long an answer is waited for before anybody listens whether its client hangs up [s]: most answers are there by
+then, and a task that listens costs as much as all the rest of a request."""
 
 _log = logging.getLogger("sponge")
 
@@ -91,15 +95,22 @@ class Arrival:
             What the future raises.
         """
         answer = asyncio.wrap_future(future)
+        listener: asyncio.Task[None] | None = None
         hung_up = False
 
         def on_end(_: object) -> None:
             nonlocal hung_up
             hung_up = self.gone and answer.cancel()
 
-        listener = self._listen()
-        if listener is not None:
-            listener.add_done_callback(on_end)
+        def listen() -> None:
+            nonlocal listener
+            listener = self._listen()
+            if listener is not None:
+                listener.add_done_callback(on_end)
+            elif self.gone:  # as an earlier listener has heard
+                on_end(None)
+
+        timer = asyncio.get_running_loop().call_later(_LISTEN_AFTER_S, listen)
         try:
             if self.gone:
                 raise ClientGone
@@ -110,6 +121,7 @@ class Arrival:
             raise
         finally:
             answer.cancel()
+            timer.cancel()
             if listener is not None:
                 listener.remove_done_callback(on_end)
 
