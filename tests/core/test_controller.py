@@ -569,7 +569,7 @@ def test_requests_in_close_succession_resize_nothing() -> None:
 
 
 def test_cores_are_kept_for_a_moment_only_where_somebody_came_within_it() -> None:
-    """What followed the last batch tells what will follow this one; a single miss costs one change of the allocation."""
+    """What followed the last batch tells what will follow this one; a miss costs one change of the allocation."""
     controller = Controller(solver(max_batch_size=1), Settings(linger_s=0.001, idle_cores=0.25))
     ends = []
     now = 0.0

@@ -255,7 +255,7 @@ class Policy:
         return None
 
     def _company_rps(self, cost: float) -> float:
-        """Return the rate from which one row may be held for a batch that is cheaper than *cost* [1/s]; ``inf``: never."""
+        """Return the rate from which a row may be held for a batch cheaper than *cost* [1/s]; ``inf``: never."""
         cheaper = (self._batches > 1) & (self._cost <= _WORTH_HOLDING * cost)
         return float(((self._batches[cheaper] - 1) / self._tail_s[cheaper]).min(initial=np.inf))
 
