@@ -22,6 +22,7 @@ from sponge.live.cgroup.v2 import V2Group
 from tests.live.cgroup_here import (
     HOME,
     PROBE,
+    THREADS_FILE,
     burners,
     group_above,
     groups_of,
@@ -597,3 +598,60 @@ print(probe.reason, probe.advice)
     )
     assert "is mounted read-only" in out
     assert "cgroup_writable" in out
+
+
+def _advice_on_a_read_only_mount(surroundings: str) -> tuple[str, str]:
+    """Return the advice that a process gets in a group below a read-only mount, and whether it is read-only still.
+
+    Only the marks by which a process tells its surroundings are made up (this machine has its own). Where the advice has
+    a command for root, it is carried out.
+    """
+    with group_above(10_000) as directory:
+        out = run_python(
+            f"""
+import os, re, subprocess, threading
+from sponge import CgroupScaler
+from sponge.live.cgroup import advice
+advice.surroundings = lambda: advice.Surroundings.{surroundings}
+mount = {directory!r}
+while not os.path.ismount(mount):
+    mount = os.path.dirname(mount)
+with open({f"{directory}/{THREADS_FILE}"!r}, "w") as file:
+    file.write(str(threading.get_native_id()))
+subprocess.run(["mount", "-o", "remount,bind,ro", mount], check=True)
+probe = CgroupScaler.probe()
+assert "is mounted read-only" in probe.reason, probe
+for command in re.findall("`(mount[^`]*)`", probe.advice):
+    subprocess.run(command.split(), check=True)
+print(probe.advice)
+print(bool(os.statvfs({directory!r}).f_flag & os.ST_RDONLY))
+""",
+            prefix=("unshare", "-m"),
+        )
+    advice, read_only = out.splitlines()
+    return advice, read_only
+
+
+@needs_root
+def test_remounting_as_advised_makes_the_group_writable() -> None:
+    """It is the mount that can be remounted, not the group in it."""
+    advice, read_only = _advice_on_a_read_only_mount("PLAIN")
+    assert advice.startswith("As root: `mount ")
+    assert read_only == "False"
+
+
+@needs_root
+def test_read_only_groups_of_a_hardened_unit_are_told() -> None:
+    """systemd's ``ProtectControlGroups=yes`` wins over ``Delegate=yes``; Delegate is not what is missing."""
+    advice, read_only = _advice_on_a_read_only_mount("SYSTEMD")
+    assert "ProtectControlGroups=" in advice
+    assert read_only == "False"
+
+
+@needs_root
+@pytest.mark.parametrize(("engine", "option"), [("DOCKER", "writable-cgroups"), ("PODMAN", "unmask=/sys/fs/cgroup")])
+def test_a_container_has_another_remedy_for_each_cgroup_version(engine: str, option: str) -> None:
+    """With version 1 the engines' options for a writable mount are of no use, or no boundary."""
+    advice, _ = _advice_on_a_read_only_mount(engine)
+    assert (option in advice) == (PROBE.cgroup_version == 2)
+    assert "--privileged" in advice or PROBE.cgroup_version == 2

@@ -48,7 +48,7 @@ _WRITABLE_IN_CONTAINER = {
     ),
     Surroundings.DOCKER: (
         "Start the container with `--cgroupns=private --security-opt writable-cgroups=true` (Docker 28 or "
-        "later) or with `--privileged`, and run as root in it"
+        "later) or with `--cgroupns=private --privileged`, and run as the user with which it starts"
     ),
     Surroundings.PODMAN: (
         "Start the container with `--cgroupns=private --security-opt unmask=/sys/fs/cgroup`, and run as root in it"
@@ -56,6 +56,14 @@ _WRITABLE_IN_CONTAINER = {
     Surroundings.CONTAINER: (
         "Let the container's runtime mount /sys/fs/cgroup read-write, owned by the user of this process"
     ),
+}
+
+
+_WRITABLE_IN_CONTAINER_V1 = {
+    # Docker and Podman make a version 1 mount writable for nobody else; what they have for version 2 fails or is passed
+    # over.
+    Surroundings.DOCKER: "Start the container with `--privileged`, and run as root in it",
+    Surroundings.PODMAN: "Start the container with `--privileged`, and run as root in it",
 }
 
 
@@ -99,10 +107,21 @@ def how_to_write(version: Literal[1, 2], directory: str, *, read_only: bool) -> 
     """
     where = surroundings()
     if where in _WRITABLE_IN_CONTAINER and (read_only or version == 2):
-        return _WRITABLE_IN_CONTAINER[where]
+        known = _WRITABLE_IN_CONTAINER_V1 if version == 1 else {}
+        return known.get(where, _WRITABLE_IN_CONTAINER[where])
     if read_only:
-        return f"As root: `mount -o remount,rw {directory}`"
+        # `bind` changes the mount alone: version 1 refuses to change the hierarchy, version 2 would lose its options.
+        remount = f"as root: `mount -o remount,bind,rw {_mount_point(directory)}`"
+        if where is Surroundings.SYSTEMD:
+            return f"Take `ProtectControlGroups=` out of the [Service] section of its unit; without a unit, {remount}"
+        return _sentence(remount)
     return _delegation(version, directory)
+
+
+def _mount_point(directory: str) -> str:
+    while not os.path.ismount(directory):
+        directory = os.path.dirname(directory)
+    return directory
 
 
 def unreachable(reason: str) -> CgroupUnavailable:
