@@ -603,8 +603,8 @@ print(probe.reason, probe.advice)
 def _advice_on_a_read_only_mount(surroundings: str) -> tuple[str, str]:
     """Return the advice that a process gets in a group below a read-only mount, and whether it is read-only still.
 
-    Only the marks by which a process tells its surroundings are made up (this machine has its own). Where the advice has
-    a command for root, it is carried out.
+    Only the marks by which a process tells its surroundings are made up (this machine has its own). Where the advice
+    has a command for root, it is carried out.
     """
     with group_above(10_000) as directory:
         out = run_python(

@@ -41,6 +41,7 @@ def surroundings() -> Surroundings:
     return Surroundings.SYSTEMD if os.path.isdir("/run/systemd/system") else Surroundings.PLAIN
 
 
+# On version 2 runc gives the group in a private namespace to the user with which the container starts; crun does not.
 _WRITABLE_IN_CONTAINER = {
     Surroundings.KUBERNETES: (
         "Give the container `securityContext: {privileged: true}`; or, without privileges, a runtime class "
@@ -51,7 +52,8 @@ _WRITABLE_IN_CONTAINER = {
         "later) or with `--cgroupns=private --privileged`, and run as the user with which it starts"
     ),
     Surroundings.PODMAN: (
-        "Start the container with `--cgroupns=private --security-opt unmask=/sys/fs/cgroup`, and run as root in it"
+        "Start the container with `--cgroupns=private --security-opt unmask=/sys/fs/cgroup`, and run as root in it; "
+        "or with `--runtime runc` too, and run as the user with which it starts"
     ),
     Surroundings.CONTAINER: (
         "Let the container's runtime mount /sys/fs/cgroup read-write, owned by the user of this process"
@@ -60,8 +62,7 @@ _WRITABLE_IN_CONTAINER = {
 
 
 _WRITABLE_IN_CONTAINER_V1 = {
-    # Docker and Podman make a version 1 mount writable for nobody else; what they have for version 2 fails or is passed
-    # over.
+    # Podman passes over the option that it has for version 2.
     Surroundings.DOCKER: "Start the container with `--privileged`, and run as root in it",
     Surroundings.PODMAN: "Start the container with `--privileged`, and run as root in it",
 }
