@@ -1,19 +1,37 @@
 """Files of control groups that are kept open: a quota is then written and read back in microseconds.
 
 A descriptor is a number, and something else in the process may close it (a library that turns the process into a
-daemon closes them all); the number may then stand for a file of the user's. So before it is written to or closed it is
-looked at whose it is. A read does no harm: what it brings is compared with what was written.
+daemon closes them all); the number may then stand for a file of the user's. So before it is written to it is seen
+whether it holds what was last written, and if not, and before it is closed, whose it is. A read does no harm: what it
+brings is compared with what was written.
+
+Reading and writing keep the interpreter's lock. They take a microsecond or two, but whoever gives the lock away in a
+process that is busy may wait milliseconds until it is his again, and here the engine would wait with him.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import functools
 import math
 import os
+from typing import Any
 
 from sponge.errors import CpuControlError
 
 _MOST_BYTES = 64
+
+
+@functools.cache
+def _libc() -> Any:
+    """Return the C library, for calls that keep the interpreter's lock."""
+    libc = ctypes.PyDLL(None)
+    for call in (libc.pread, libc.pwrite):
+        # An ``off_t`` is a long under these names.
+        call.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long)
+        call.restype = ctypes.c_ssize_t
+    return libc
 
 
 class KeptFile:
@@ -29,6 +47,9 @@ class KeptFile:
         self.path = path
         self.descriptor = os.open(path, flags | os.O_CLOEXEC)
         self._identity = _identity(self.descriptor)
+        self._pread, self._pwrite = _libc().pread, _libc().pwrite
+        self._buffer = ctypes.create_string_buffer(_MOST_BYTES)
+        self._written: bytes | None = None
 
     def read(self) -> bytes:
         """Return its contents, without the newline.
@@ -39,7 +60,7 @@ class KeptFile:
             If that fails.
         """
         try:
-            return os.pread(self.descriptor, _MOST_BYTES, 0).rstrip()
+            return self._read()
         except OSError as error:
             raise failure(self.path, "?", error, "reading it back failed: ") from error
 
@@ -52,10 +73,13 @@ class KeptFile:
             If the kernel refuses it, or the group is gone.
         """
         try:
-            self._require()
-            os.pwrite(self.descriptor, line, 0)
+            if self._written is None or self._read() != self._written:
+                self._require()
+            if self._pwrite(self.descriptor, line, len(line), 0) != len(line):
+                os.pwrite(self.descriptor, line, 0)  # says what is wrong
         except OSError as error:
             raise failure(self.path, line.decode(), error) from error
+        self._written = line
 
     def check(self) -> None:
         """Raise `CpuControlError` if the descriptor stands for something else by now."""
@@ -71,6 +95,12 @@ class KeptFile:
             os.close(self.descriptor)
         except OSError:
             pass
+
+    def _read(self) -> bytes:
+        count = self._pread(self.descriptor, self._buffer, _MOST_BYTES, 0)
+        if count < 0:
+            return os.pread(self.descriptor, _MOST_BYTES, 0).rstrip()  # says what is wrong
+        return self._buffer.raw[:count].rstrip()
 
     def _require(self) -> None:
         if _identity(self.descriptor) != self._identity:
