@@ -40,9 +40,6 @@ _log = logging.getLogger("sponge")
 _LONGEST_WAIT_S = 3600.0
 _TURN_S = 1.0
 """How long to wait until an event is handled, where only that is waited for; a turn takes a thousandth of it."""
-_NAP_S = 0.001
-"""How long the alarm's thread lets events gather while no lane is free [s]: nothing could start before, and who is
-turned away hears of it by so much later. To be woken for each would cost its client a switch of threads."""
 _CROWD = 256
 """Events in the inbox from which a client waits before it adds one, ..."""
 _AT_THE_DOOR_S = (0.0002, 0.0004, 0.0008, 0.0016, 0.0032)
@@ -118,8 +115,6 @@ class Engine:
         Takes out all requests that wait, since the controller failed, and returns how their clients are told.
     call
         Wakes a lane that has nothing to do, which then calls `run`; returns False if there is none.
-    lane_rests
-        Tells whether a lane has nothing to do.
     ended
         Called on the alarm's thread when it ends.
     clock
@@ -140,7 +135,6 @@ class Engine:
         leave: Callable[[int, RejectReason | None, float], Settlement | None],
         give_up: Callable[[], Iterable[Settlement]],
         call: Callable[[], bool],
-        lane_rests: Callable[[], bool],
         ended: Callable[[], None],
         clock: Callable[[], float],
         recorder: Recorder | None,
@@ -157,7 +151,6 @@ class Engine:
         self._leave = leave
         self._give_up = give_up
         self._call = call
-        self._lane_rests = lane_rests
         self._ended = ended
         self._clock = clock
         self._recorder = recorder
@@ -380,20 +373,12 @@ class Engine:
     def _round(self) -> bool:
         """Handle what there is, and sleep; return whether it was the last time."""
         stopping = self._stopped  # asked first: what came in before it was set is then seen below
-        if self._inbox and not stopping:
-            self._nap()
         wakeup = self._catch_up()
         if not self._inbox:
             if stopping:
                 return True
             self._alarm.wait(None if wakeup is None else wakeup - self.now())
         return False
-
-    def _nap(self) -> None:
-        """Let events gather if nothing could start now; a lane that becomes free meanwhile handles them itself."""
-        nap_s = _NAP_S if self._wakeup is None else min(_NAP_S, self._wakeup - self.now())
-        if nap_s > 0 and not self.crowded and not self._lane_rests():
-            time.sleep(nap_s)
 
     def _catch_up(self) -> float | None:
         """Handle what is in the inbox, and the tick if it is due; return when to come back [s]."""

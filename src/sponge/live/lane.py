@@ -123,15 +123,10 @@ class Lane:
 
     def call(self) -> bool:
         """Wake the thread if it has nothing to do; return whether it has nothing to do."""
-        if not self.rests:
+        if not self._resting or self._batch is not None:
             return False
         self._signal.set()
         return True
-
-    @property
-    def rests(self) -> bool:
-        """Whether the thread has nothing to do."""
-        return self._resting and self._batch is None
 
     def stop(self, timeout_s: float | None = None) -> bool:
         """End the thread, which must be free; return whether it has ended in time."""

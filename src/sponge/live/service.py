@@ -76,7 +76,6 @@ class Service:
             leave=self._leave,
             give_up=self._give_up,
             call=self._call,
-            lane_rests=lambda: any(lane.rests for lane in self._lanes),
             ended=self._ended,
             clock=clock,
             recorder=recorder,
