@@ -31,6 +31,8 @@ _OVERLOAD = 0.9
 """Share of the cheapest capacity from which requests are given up rather than saved on wider lanes."""
 _SOONER = 0.75
 """Share of the predicted time after which running batches may be over, if all goes well for those who wait for it."""
+_LIKELY = 0.1
+"""Requests to be expected while cores are kept, from which keeping them is worth an alarm."""
 _TYPICAL_WINDOW = 16
 """Batches over which the median is followed: it needs fewer than a tail to be known."""
 _MAX_GROUPS_FOLLOWED = 64
@@ -369,8 +371,8 @@ class Controller:
     def _set_cores(self, now: float, actions: list[Action]) -> None:
         """Ask for what the running lanes need together: more at once, less when it has not been needed for a while.
 
-        That is waited for only if a request followed within that while the last time: else nobody is likely to come,
-        and the alarm that ends the wait costs more than it saves.
+        That is waited for only if a request followed within that while the last time, or the rate lets expect one: else
+        nobody is likely to come, and the alarm that ends the wait costs more than it saves.
         """
         cores = self._lanes.cores or self.settings.idle_cores
         if self._reserve is not None:
@@ -378,7 +380,9 @@ class Controller:
         if cores < self._cores_asked - _TOLERANCE_CORES:
             if self._shrink_at is None:
                 self._too_many_since = now
-                self._shrink_at = now + self.settings.linger_s if self._followed else now
+                linger_s = self.settings.linger_s
+                wait = self._followed or self._rate.rate_rps(now) * linger_s > _LIKELY
+                self._shrink_at = now + linger_s if wait else now
             if now < self._shrink_at:
                 return
         elif cores <= self._cores_asked + _TOLERANCE_CORES:
