@@ -120,7 +120,7 @@ class Race:
         rates = []
         for placement in STATIC:
             with self.started(bare, "detector", **placement) as running:
-                rates.append(running.throughput(CAPACITY_S))
+                rates.append(running.throughput(CAPACITY_S)[0])
         self.capacity_rps = max(rates)
         say(f"capacity {self.capacity_rps:.1f} requests/s (side by side {rates[0]:.1f}, one wide {rates[1]:.1f})")
 
@@ -163,8 +163,7 @@ class Race:
                 if "limited" in sections and contender.lane == HTTP and not contender.is_sponge:
                     self._limited(running, repeat)
                 if "plain" in sections:
-                    rate = running.throughput()
-                    self.others["plain"][contender.name].append({"detector": rate})
+                    self._plain(running, "detector")
             if "faults" in sections:
                 self._faults(running)
 
@@ -193,6 +192,10 @@ class Race:
         self.others["limited"][running.contender.name].append(run)
         say(f"{running.contender.name:18} on {cores:.2f} cores met {run['met_pct']:5.1f} %")
 
+    def _plain(self, running: Running, model: str) -> None:
+        rate_rps, per_core_s = running.throughput()
+        self.others["plain"][running.contender.name].append({model: rate_rps, f"{model}_per_core_s": per_core_s})
+
     def _faults(self, running: Running) -> None:
         """Lone requests; and eight at once of which one is poisonous."""
         alone = running.replay(np.arange(6) * 0.4, [10.0] * 6)["requests"][1:]
@@ -209,8 +212,7 @@ class Race:
         with self.started(contender, "small") as running:
             for repeat in range(min(SMALL_REPEATS, self.options.repeats)):
                 if "plain" in self.options.sections:
-                    rate = running.throughput()
-                    self.others["plain"][contender.name].append({"small": rate})
+                    self._plain(running, "small")
                 if "poison" in self.options.sections:
                     self._poison(running, repeat)
 

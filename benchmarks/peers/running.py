@@ -163,10 +163,12 @@ class Running:
         reply = self.ask(command, float(np.max(at_s)) + patience_s + REPLY_PATIENCE_S)
         return reply | {"cpu_s": self._group.cpu_s() - before_s}
 
-    def throughput(self, duration_s: float = PLAIN_S) -> float:
-        """Return the answers per second with a fixed number of requests in flight, without deadlines."""
+    def throughput(self, duration_s: float = PLAIN_S) -> tuple[float, float]:
+        """Return answers per second with so many requests in flight, without deadlines, and per core-second."""
+        before_s = self._group.cpu_s()
         reply = self.ask({"do": "closed_loop", "in_flight": IN_FLIGHT, "duration_s": duration_s}, duration_s + 60)
-        return float(reply["counts"][OK] / reply["took_s"])
+        answers = float(reply["counts"][OK])
+        return answers / reply["took_s"], answers / (self._group.cpu_s() - before_s)
 
     def warm_up(self, largest: int) -> None:
         """Bursts of every size, twice, and then a while at random: adaptive batchers learn from mixed sizes."""

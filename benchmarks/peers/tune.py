@@ -41,7 +41,7 @@ def tune(race: Race) -> dict[str, Any]:
 def _throughput(race: Race, contender: Contender, combination: dict[str, Any]) -> tuple[float]:
     """Answers a second of the small model."""
     with race.started(contender, SMALL, **combination) as running:
-        rate_rps = float(np.mean([running.throughput() for _ in range(2)]))
+        rate_rps = float(np.mean([running.throughput()[0] for _ in range(2)]))
     say(f"{contender.name:15} {combination}: {rate_rps:.0f} answers/s")
     return (rate_rps,)
 
