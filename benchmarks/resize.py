@@ -4,6 +4,9 @@
   are the change itself (from the decision until the quota is in force; the threads change with the next run and cost
   nothing), and the first batch at the new size, from the decision to its end, beside the batches that follow at that
   size. Reach: the change at most 1 ms at the 99th percentile, no request lost.
+* ``contended``: the change by itself, while two threads compute in Python, beside the same two calls as Python makes
+  them, which give the interpreter's lock away and then wait for it. Only with a quota. Reach: at most 1 ms at the 99th
+  percentile.
 * ``memory``: private memory for each further thread level, after loading (``loaded``) and after a run on each (``run``,
   which adds what the shared arena has grown by), beside that of plain sessions that share nothing. Reach: at most 2 MB
   after loading.
@@ -18,7 +21,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +34,7 @@ from sponge.commands.detector import INPUT_NAME, detector_path, pages
 from sponge.core.actions import Action, SetCpu, StartBatch
 from sponge.core.events import Arrived, BatchFinished, CpuApplied, Event
 from sponge.core.values import Batch, intra_op_threads
+from sponge.live.cgroup import CgroupScaler
 from sponge.live.scalers import best_scaler
 from sponge.live.scheduler import Scheduler
 from sponge.live.session import ElasticSession
@@ -143,6 +149,47 @@ def change(path: Path, cpu_control: Any, sizes: tuple[float, ...], requests: int
     }
 
 
+def contended(changes: int) -> dict[str, Any]:
+    """How long a change of the quota takes while others want the interpreter [µs]."""
+    with CgroupScaler(check_every_s=60.0) as scaler:
+        path = Path(scaler.directory) / ("cpu.max" if "v2" in scaler.how else "cpu.cfs_quota_us")
+        period = " 10000" if "v2" in scaler.how else ""
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        over = threading.Event()
+        taken: dict[str, list[float]] = {"sponge_us": [], "plain_us": []}
+
+        def plainly(cores: float) -> None:
+            os.pwrite(descriptor, f"{round(cores * 10_000)}{period}".encode(), 0)
+            os.pread(descriptor, 64, 0)
+
+        def compute() -> None:
+            while not over.is_set():
+                sum(range(200))
+
+        def timed(change: Callable[[float], object], cores: float) -> float:
+            started = time.perf_counter()
+            change(cores)
+            return 1e6 * (time.perf_counter() - started)
+
+        others = [threading.Thread(target=compute) for _ in range(2)]
+        for other in others:
+            other.start()
+        for change in range(changes):
+            for name, way in (("sponge_us", scaler.scale), ("plain_us", plainly)):
+                scaler.scale(3.0)  # so that it finds what it wrote last
+                time.sleep(0.002)
+                taken[name].append(timed(way, 1.0 + change % 2))
+                if name == "plain_us":
+                    plainly(3.2)
+        over.set()
+        for other in others:
+            other.join()
+        os.close(descriptor)
+    found = {name: percentiles(values) for name, values in taken.items()}
+    p99_us = float(np.percentile(taken["sponge_us"], 99))
+    return {**found, "sponge_us_p99": p99_us, "reach_us_p99": REACH_CHANGE_US, "met": p99_us <= REACH_CHANGE_US}
+
+
 def private_mb() -> float:
     """Memory of this process that is not shared with a file [MB]."""
     with open("/proc/self/smaps_rollup", encoding="ascii") as file:
@@ -240,9 +287,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         results = {
             "change": change(detector_path(), options.cpu_control, (1.0, float(min(cpus, 2))), options.requests),
+            **(
+                {}
+                if options.cpu_control in ("affinity", "threads")
+                else {"contended": contended(options.requests // 10)}
+            ),
             "memory_detector": memory(detector_path(), options.levels, 1, options.repeats),
             "memory_heavy": memory(heavy_model(Path(folder)), options.levels, 1, options.repeats),
         }
+        if options.cpu_control in ("auto", "quota"):
+            results["contended"] = contended(options.requests // 10)
     if options.json:
         json.dump(results, sys.stdout, indent=1)
         print()
