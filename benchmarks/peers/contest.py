@@ -40,6 +40,7 @@ TUNED = HERE / "tuned.json"
 LOADS = (0.1, 0.3, 0.6, 0.9, 1.2)
 LIMITED_LOAD = 0.6
 BATCH = 8
+BATCHING = {"batch": BATCH, "window_ms": 10}
 TRACE_SEED, TUNING_SEED = 1000, 90_000
 ROUNDS = 2
 """How often each contender is started: its repeats are shared out, so that the machine's moods are too."""
@@ -132,12 +133,16 @@ class Race:
 
     def run(self) -> None:
         """Run all sections."""
+        in_rounds = {"loads", "limited", "plain"} & self.options.sections
         repeats = np.array_split(range(self.options.repeats), min(ROUNDS, self.options.repeats))
         for turn, repeated in enumerate(repeats):
             # The order turns round, but sponge over HTTP stays first: it tells how many cores the others get.
             order = self.contenders if turn % 2 == 0 else [*self.contenders[:1], *reversed(self.contenders[1:])]
-            for contender in order:
+            for contender in order if in_rounds else ():
                 self._attempt(contender, functools.partial(self._race, contender, [int(one) for one in repeated]))
+        if "faults" in self.options.sections:
+            for contender in self.contenders:
+                self._attempt(contender, functools.partial(self._faults, contender))
         if {"plain", "poison"} & self.options.sections:
             for contender in self.contenders:
                 self._attempt(contender, functools.partial(self._race_small, contender))
@@ -164,8 +169,6 @@ class Race:
                     self._limited(running, repeat)
                 if "plain" in sections:
                     self._plain(running, "detector")
-            if "faults" in sections:
-                self._faults(running)
 
     def _load(self, running: Running, load: float, repeat: int) -> None:
         at_s, budget_s = self.trace(load, TRACE_SEED + repeat)
@@ -196,16 +199,17 @@ class Race:
         rate_rps, per_core_s = running.throughput()
         self.others["plain"][running.contender.name].append({model: rate_rps, f"{model}_per_core_s": per_core_s})
 
-    def _faults(self, running: Running) -> None:
-        """Lone requests; and eight at once of which one is poisonous."""
-        alone = running.replay(np.arange(6) * 0.4, [10.0] * 6)["requests"][1:]
-        self.others["faults"][running.contender.name].append(
-            {"lone_ms": 1000 * float(np.median([response_s for _, _, response_s in alone]))}
-        )
-        for _ in range(3):
-            sent = running.replay(np.zeros(8), [10.0] * 8, poison=[3], patience_s=15.0)["requests"]
-            hurt = sum(ended != OK for index, (_, ended, _) in enumerate(sent) if index != 3)
-            self.others["faults"][running.contender.name].append({"hurt": float(hurt)})
+    def _faults(self, contender: Contender) -> None:
+        """Lone requests; and eight at once of which one is poisonous: with batching on, whatever tuning chose."""
+        batching = {} if contender.is_sponge or contender.settings.get("batch") == 1 else BATCHING
+        with self.started(contender, "detector", **batching) as running:
+            alone = running.replay(np.arange(21) * 0.25, [10.0] * 21)["requests"][1:]
+            found = self.others["faults"][contender.name]
+            found.append({"lone_ms": 1000 * float(np.median([response_s for _, _, response_s in alone]))})
+            for _ in range(3):
+                sent = running.replay(np.zeros(8), [10.0] * 8, poison=[3], patience_s=15.0)["requests"]
+                hurt = sum(ended != OK for index, (_, ended, _) in enumerate(sent) if index != 3)
+                found.append({"hurt": float(hurt)})
 
     def _race_small(self, contender: Contender) -> None:
         """The small model: how many answers, and one poisonous input in a thousand."""

@@ -96,7 +96,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     parts += _one_table(
         result,
         "faults",
-        "Alone, and beside a poisonous input",
+        "Alone, and beside a poisonous input, batching on",
         {
             "a lone request, ms": ("lone_ms", 1),
             "of seven sent with a poisonous one, failed": ("hurt", 1),
