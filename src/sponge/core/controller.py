@@ -31,6 +31,9 @@ _OVERLOAD = 0.9
 """Share of the cheapest capacity from which requests are given up rather than saved on wider lanes."""
 _SOONER = 0.75
 """Share of the predicted time after which running batches may be over, if all goes well for those who wait for it."""
+_SOON_S = 0.02
+"""Within this a request follows another [s]: two periods of a quota. For so long a lane that has given its cores back by
+itself may be held up when it is to take them again."""
 _LIKELY = 0.1
 """Requests to be expected while cores are kept, from which keeping them is worth an alarm."""
 _TYPICAL_WINDOW = 16
@@ -175,7 +178,7 @@ class Controller:
             raise ValueError(f"rows must be at most max_batch_size={self.solver.max_batch_size}, got {request.rows}")
         self._rate.observe(now, request.rows)
         if self._too_many_since is not None:
-            self._followed = now - self._too_many_since <= self.settings.linger_s
+            self._followed = now - self._too_many_since <= _SOON_S
             self._too_many_since = None
         if self._aborted:
             actions.append(Reject(request.request_id, RejectReason.CLOSED))
@@ -371,8 +374,8 @@ class Controller:
     def _set_cores(self, now: float, actions: list[Action]) -> None:
         """Ask for what the running lanes need together: more at once, less when it has not been needed for a while.
 
-        That is waited for only if a request followed within that while the last time, or the rate lets expect one: else
-        nobody is likely to come, and the alarm that ends the wait costs more than it saves.
+        That is waited for only if a request followed soon the last time, or the rate lets expect one: else nobody is
+        likely to come, and the alarm that ends the wait costs more than it saves.
         """
         cores = self._lanes.cores or self.settings.idle_cores
         if self._reserve is not None:
