@@ -32,8 +32,8 @@ _OVERLOAD = 0.9
 _SOONER = 0.75
 """Share of the predicted time after which running batches may be over, if all goes well for those who wait for it."""
 _SOON_S = 0.02
-"""Within this a request follows another [s]: two periods of a quota. For so long a lane that has given its cores back by
-itself may be held up when it is to take them again."""
+"""Within this a request follows another [s]: two periods of a quota. For so long a lane that has given its cores back
+by itself may be held up when it is to take them again."""
 _LIKELY = 0.1
 """Requests to be expected while cores are kept, from which keeping them is worth an alarm."""
 _TYPICAL_WINDOW = 16
