@@ -568,21 +568,6 @@ def test_requests_in_close_succession_resize_nothing() -> None:
     assert resizes == [SetCpu(1.0)]
 
 
-def test_cores_are_kept_for_a_moment_only_where_somebody_came_within_it() -> None:
-    """What followed the last batch tells what will follow this one; a miss costs one change of the allocation."""
-    controller = Controller(solver(max_batch_size=1), Settings(linger_s=0.001, idle_cores=0.25))
-    ends = []
-    now = 0.0
-    for gap_s in (0.5, 0.5, 0.0005, 0.0005, 0.5, 0.5):  # before each request but the first
-        controller.handle(Arrived(request(len(ends), deadline=now + 1.0)), now=now)
-        ends.append(controller.handle(BatchFinished(0), now=now + 0.1))
-        if controller.next_wakeup() is not None and gap_s > 0.001:
-            controller.handle(Tick(), now=controller.next_wakeup() or 0.0)
-        now += 0.1 + gap_s
-    at_once = [SetCpu(0.25)]
-    assert ends == [[], at_once, at_once, [], [], at_once]
-
-
 def test_clock_that_steps_back_counts_as_standing_still() -> None:
     """Nothing may depend on a clock that is not monotonic, and nothing may break by it."""
     controller = Controller(solver(max_lanes=1, max_cores=1))

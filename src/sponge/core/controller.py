@@ -31,11 +31,6 @@ _OVERLOAD = 0.9
 """Share of the cheapest capacity from which requests are given up rather than saved on wider lanes."""
 _SOONER = 0.75
 """Share of the predicted time after which running batches may be over, if all goes well for those who wait for it."""
-_SOON_S = 0.02
-"""Within this a request follows another [s]: two periods of a quota. For so long a lane that has given its cores back
-by itself may be held up when it is to take them again."""
-_LIKELY = 0.1
-"""Requests to be expected while cores are kept, from which keeping them is worth an alarm."""
 _TYPICAL_WINDOW = 16
 """Batches over which the median is followed: it needs fewer than a tail to be known."""
 _MAX_GROUPS_FOLLOWED = 64
@@ -65,8 +60,6 @@ class Controller:
         self._drift: dict[int, tuple[DriftScale, DriftScale]] = {}
         self._cores_asked = -1.0
         self._shrink_at: float | None = None
-        self._too_many_since: float | None = None
-        self._followed = True
         delay_s = self.settings.resize_delay_s
         self._reserve = Reserve(solver, delay_s, self.settings.guard_s) if delay_s > 0 else None
         self._in_force = float("inf") if self._reserve is None else 0.0
@@ -177,9 +170,6 @@ class Controller:
         if request.rows > self.solver.max_batch_size:
             raise ValueError(f"rows must be at most max_batch_size={self.solver.max_batch_size}, got {request.rows}")
         self._rate.observe(now, request.rows)
-        if self._too_many_since is not None:
-            self._followed = now - self._too_many_since <= _SOON_S
-            self._too_many_since = None
         if self._aborted:
             actions.append(Reject(request.request_id, RejectReason.CLOSED))
         elif self.queue_length >= self.settings.max_queue:
@@ -372,20 +362,13 @@ class Controller:
         return (1.0, 1.0) if drift is None else (drift[0].scale, drift[1].scale)
 
     def _set_cores(self, now: float, actions: list[Action]) -> None:
-        """Ask for what the running lanes need together: more at once, less when it has not been needed for a while.
-
-        That is waited for only if a request followed soon the last time, or the rate lets expect one: else nobody is
-        likely to come, and the alarm that ends the wait costs more than it saves.
-        """
+        """Ask for what the running lanes need together: more at once, less when it has not been needed for a while."""
         cores = self._lanes.cores or self.settings.idle_cores
         if self._reserve is not None:
             cores = max(cores, self._reserve.cores(now))
         if cores < self._cores_asked - _TOLERANCE_CORES:
             if self._shrink_at is None:
-                self._too_many_since = now
-                linger_s = self.settings.linger_s
-                wait = self._followed or self._rate.rate_rps(now) * linger_s > _LIKELY
-                self._shrink_at = now + linger_s if wait else now
+                self._shrink_at = now + self.settings.linger_s
             if now < self._shrink_at:
                 return
         elif cores <= self._cores_asked + _TOLERANCE_CORES:
