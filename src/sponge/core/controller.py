@@ -104,7 +104,7 @@ class Controller:
         elif isinstance(event, BatchFinished):
             self._finish(event, now)
         elif isinstance(event, CpuApplied):
-            if not self._apply(event) and (self.next_wakeup() or float("inf")) > now:
+            if not self._apply(event):
                 return actions
         elif isinstance(event, Cancelled):
             if self._queue.remove(event.request_id) is None:
@@ -193,7 +193,7 @@ class Controller:
             median.observe(service_s, running.typical_s)
 
     def _apply(self, event: CpuApplied) -> bool:
-        """Note what is in force; return whether anything else may follow from it."""
+        """Note what is in force; return whether there is anything to decide: it has changed, or something is due."""
         if self._reserve is not None:
             self._in_force = event.cores
             return True
@@ -203,7 +203,8 @@ class Controller:
             self._ceiling_until = self._now + _CEILING_MEMORY_S
         else:
             self._ceiling_cores = float("inf")
-        return self._ceiling_cores != ceiling_cores
+        wakeup = self.next_wakeup()
+        return self._ceiling_cores != ceiling_cores or (wakeup is not None and wakeup <= self._now)
 
     # -- decisions -----------------------------------------------------------------------------------------------
 

@@ -41,7 +41,7 @@ STATE_KEY = "sponge"
 
 _LISTEN_AFTER_S = 0.02
 """How long an answer is waited for before anybody listens whether its client hangs up [s]: most answers are there by
-then, and a task that listens costs as much as all the rest of a request."""
+then, and have no use for a task that listens."""
 
 _log = logging.getLogger("sponge")
 
